@@ -1,0 +1,1 @@
+"""STATISTICS: the only room that imports numpy and scipy."""

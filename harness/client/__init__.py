@@ -1,0 +1,1 @@
+"""SEND and OBSERVE: the only room that opens sockets to a target."""

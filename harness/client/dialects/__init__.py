@@ -1,0 +1,1 @@
+"""Per API, a pair of pure functions: encode(Request) -> HTTP request, decode(event) -> Delta."""

@@ -1,0 +1,44 @@
+"""The error tree: every exception that a user of the harness may see.
+
+    HarnessError
+    ├── ConfigError      the user's mistake: names the source, the key, the value and the remedy
+    ├── RunLogError      a run folder that cannot be read or written
+    └── EngineError      the load generator itself could not do its job
+
+A remote fault is never an exception: it is an `Outcome` on a `Record`. Our own bug is not in this
+tree either: it propagates as what it is.
+"""
+
+from __future__ import annotations
+
+
+class HarnessError(Exception):
+    """Anything the harness raises on purpose."""
+
+
+class ConfigError(HarnessError):
+    """A mistake in a file, a flag or the environment.
+
+    Args:
+        source: where it stands: a path, a flag (`--rate`), an environment variable.
+        key: the dotted path of the key inside the source; empty when the whole source is meant.
+        value: what was found there; never a secret.
+        remedy: what to write instead.
+    """
+
+    def __init__(self, source: str, key: str, value: object, remedy: str) -> None:
+        self.source = source
+        self.key = key
+        self.value = value
+        self.remedy = remedy
+        where = f"{source}: {key}" if key else source
+        found = "" if value is None else f" is {value!r}"
+        super().__init__(f"{where}{found}: {remedy}")
+
+
+class RunLogError(HarnessError):
+    """A run folder that is missing, torn beyond recovery or not writable."""
+
+
+class EngineError(HarnessError):
+    """The load generator could not start, or died."""

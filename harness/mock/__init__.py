@@ -1,0 +1,1 @@
+"""THE ORACLE: the bundled server; it shares no encoder or parser with client/."""

@@ -1,0 +1,402 @@
+"""The run folder: an append-only, crash-safe log of records, merged and reconciled at the end.
+
+    runs/<start>-<name>/
+      run.json                 Run, written first
+      records-<worker>.arrows  Arrow IPC stream, one batch about once a second; readable after kill -9
+      samples-<worker>.jsonl   the worker's own health, once a second
+      ledger-<worker>.json     WorkerLedger, once the worker has drained
+      requests.parquet         all records, merged; the table that everything else is computed from
+      manifest.json            Manifest: the books, balanced or not
+
+Whole files are written aside and renamed, so that a reader sees all of a file or none.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.errors import RunLogError
+from harness.record import Manifest, Record, Run, Sample, TelemetryLedger, WorkerLedger
+
+_I64, _TEXT = pa.int64(), pa.string()
+
+SCHEMA = pa.schema(
+    [
+        pa.field("seq", _I64, nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("attempt", pa.int16(), nullable=False),
+        pa.field("final", pa.bool_(), nullable=False),
+        pa.field("request_id", _TEXT, nullable=False),
+        pa.field("kind", _TEXT, nullable=False),
+        pa.field("dialect", _TEXT, nullable=False),
+        pa.field("model", _TEXT, nullable=False),
+        pa.field("session", _TEXT, nullable=False),
+        pa.field("turn", pa.int32(), nullable=False),
+        pa.field("trace_id", _TEXT, nullable=False),
+        pa.field("span_id", _TEXT, nullable=False),
+        pa.field("due_ns", _I64),
+        pa.field("started_ns", _I64),
+        pa.field("connected_ns", _I64),
+        pa.field("sent_ns", _I64),
+        pa.field("headers_ns", _I64),
+        pa.field("first_event_ns", _I64),
+        pa.field("first_token_ns", _I64),
+        pa.field("first_content_ns", _I64),
+        pa.field("chunk_ns", pa.list_(_I64), nullable=False),
+        pa.field("ended_ns", _I64),
+        pa.field("held_ns", _I64, nullable=False),
+        pa.field("status", pa.int16()),
+        pa.field("outcome", _TEXT, nullable=False),
+        pa.field("error", _TEXT, nullable=False),
+        pa.field("finish_reason", _TEXT),
+        pa.field("prompt_tokens", _I64),
+        pa.field("completion_tokens", _I64),
+        pa.field("cached_tokens", _I64),
+        pa.field("reasoning_tokens", _I64),
+        pa.field("usage_source", _TEXT),
+        pa.field("retry_after_s", pa.float64()),
+        pa.field("reused_connection", pa.bool_(), nullable=False),
+        pa.field("wire", _TEXT, nullable=False),
+        pa.field("bytes_in", _I64, nullable=False),
+        pa.field("bytes_out", _I64, nullable=False),
+        pa.field("tags", pa.map_(_TEXT, _TEXT), nullable=False),
+    ]
+)
+"""One row a Record. `usage` is flattened; everything else bears the Record's own name."""
+
+MERGED_SCHEMA = SCHEMA.append(pa.field("worker", pa.int32(), nullable=False))
+
+_FIELDS = Record.__struct_fields__
+_PLAIN = [name for name in _FIELDS if name not in {"usage", "chunk_ns", "tags"}]
+_USAGE = {
+    "prompt_tokens": "prompt",
+    "completion_tokens": "completion",
+    "cached_tokens": "cached",
+    "reasoning_tokens": "reasoning",
+    "usage_source": "source",
+}
+
+
+def to_batch(records: Sequence[Record]) -> pa.RecordBatch:
+    """Turn records into one Arrow batch of `SCHEMA`: about 3 µs a record, off the socket path."""
+    columns = dict(zip(_FIELDS, zip(*map(msgspec.structs.astuple, records), strict=True), strict=True))
+    arrays = {name: pa.array(columns[name], SCHEMA.field(name).type) for name in _PLAIN}
+    usages = columns["usage"]
+    for column, attribute in _USAGE.items():
+        values = [None if usage is None else getattr(usage, attribute) for usage in usages]
+        arrays[column] = pa.array(values, SCHEMA.field(column).type)
+    stamps, offsets = array("q"), array("i", [0])
+    for chunk_ns in columns["chunk_ns"]:
+        stamps.extend(chunk_ns)
+        offsets.append(len(stamps))
+    arrays["chunk_ns"] = pa.ListArray.from_arrays(
+        pa.Array.from_buffers(pa.int32(), len(offsets), [None, pa.py_buffer(offsets)]),
+        pa.Array.from_buffers(_I64, len(stamps), [None, pa.py_buffer(stamps)]),
+    )
+    tags = [list(each.items()) for each in columns["tags"]]
+    arrays["tags"] = pa.array(tags, SCHEMA.field("tags").type)
+    return pa.RecordBatch.from_arrays([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+class _Tee:
+    """The file sink of a writer, which also hands each whole message on."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._pending: list[bytes] = []
+
+    def write(self, piece: bytes) -> int:
+        self._pending.append(bytes(piece))
+        return len(piece)
+
+    def flush(self) -> None:
+        pass
+
+    def take(self) -> bytes:
+        """Write what has gathered in one call, so that a kill tears at most the last message."""
+        message = b"".join(self._pending)
+        self._pending.clear()
+        self._file.write(message)
+        return message
+
+
+class Writer:
+    """Appends records to one worker's log; `append` only appends to a list.
+
+    Args:
+        path: the `records-<worker>.arrows` file.
+        rows: a batch is written when this many records have gathered.
+        ship: given the bytes of each message after they are in the file (another host's copy).
+    """
+
+    def __init__(self, path: Path, *, rows: int = 512, ship: Callable[[bytes], None] | None = None) -> None:
+        self.count = 0
+        self._rows = rows
+        self._ship = ship
+        self._records: list[Record] = []
+        self._file = path.open("wb", buffering=0)
+        self._tee = _Tee(self._file)
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        self._stream = pa.ipc.new_stream(self._tee, SCHEMA, options=options)
+        self._push()
+
+    def append(self, record: Record) -> None:
+        """Take one record; it reaches the file with the next batch."""
+        self._records.append(record)
+        if len(self._records) >= self._rows:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has gathered as one batch. Called about once a second, and when `rows` is reached."""
+        if not self._records:
+            return
+        records, self._records = self._records, []
+        self._stream.write_batch(to_batch(records))
+        self.count += len(records)
+        self._push()
+
+    def close(self) -> None:
+        """Flush and end the stream."""
+        self.flush()
+        self._stream.close()
+        self._push()
+        self._file.close()
+
+    def _push(self) -> None:
+        message = self._tee.take()
+        if self._ship is not None:
+            self._ship(message)
+
+
+class Tail:
+    """Reads a worker's log while it grows: each `poll` gives the batches that are whole by now."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+        self._schema: pa.Schema | None = None
+
+    def poll(self) -> list[pa.RecordBatch]:
+        """The batches completed since the last poll. A torn message stays for the next one."""
+        batches: list[pa.RecordBatch] = []
+        with self.path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            while self.offset < size:
+                file.seek(self.offset)
+                try:
+                    message = pa.ipc.MessageReader.open_stream(file).read_next_message()
+                    if message.type == "schema":
+                        self._schema = pa.ipc.read_schema(message)
+                    else:
+                        batches.append(pa.ipc.read_record_batch(message, self._schema))
+                except StopIteration:  # the end-of-stream mark
+                    self.offset = size
+                    break
+                except (pa.ArrowInvalid, OSError):
+                    break
+                self.offset = file.tell()
+        return batches
+
+    @property
+    def torn_bytes(self) -> int:
+        """Bytes after the last whole message."""
+        return self.path.stat().st_size - self.offset
+
+
+def create(root: Path, name: str, start: datetime) -> Path:
+    """Make a fresh run folder `<start>-<name>` below `root`; a number is added if it exists."""
+    stem = f"{start.astimezone(UTC):%Y%m%dT%H%M%SZ}-{name}"
+    for attempt in range(1, 1000):
+        folder = root / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunLogError(f"cannot make the run folder {folder}: {error.strerror}") from error
+        return folder
+    raise RunLogError(f"cannot make a run folder below {root}: {stem} exists a thousand times")
+
+
+_Value = TypeVar("_Value")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON, aside and then renamed."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file, aside and then renamed."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_bytes(content)
+    aside.replace(path)
+
+
+def _read_json(path: Path, kind: type[_Value]) -> _Value:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise RunLogError(f"{path.parent} is not a run folder: it has no {path.name}") from None
+    except msgspec.DecodeError as error:
+        raise RunLogError(f"{path} cannot be read: {error}") from error
+
+
+def records_path(folder: Path, worker: int) -> Path:
+    """Where a worker appends its records."""
+    return folder / f"records-{worker}.arrows"
+
+
+def samples_path(folder: Path, worker: int) -> Path:
+    """Where a worker appends its samples."""
+    return folder / f"samples-{worker}.jsonl"
+
+
+def ledger_path(folder: Path, worker: int) -> Path:
+    """Where a worker leaves its books."""
+    return folder / f"ledger-{worker}.json"
+
+
+def read_run(folder: Path) -> Run:
+    """The run's header.
+
+    Raises:
+        RunLogError: the folder is not a run folder, or its header is broken.
+    """
+    return _read_json(folder / "run.json", Run)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The run's books.
+
+    Raises:
+        RunLogError: the run was not merged yet.
+    """
+    return _read_json(folder / "manifest.json", Manifest)
+
+
+def read_requests(folder: Path) -> pa.Table:
+    """All records of a merged run, of `MERGED_SCHEMA`.
+
+    Raises:
+        RunLogError: the run was not merged yet, or the file is broken.
+    """
+    path = folder / "requests.parquet"
+    try:
+        return pq.read_table(path, schema=MERGED_SCHEMA)
+    except FileNotFoundError:
+        raise RunLogError(f"{folder} holds no requests.parquet: the run was not merged") from None
+    except pa.ArrowInvalid as error:
+        raise RunLogError(f"{path} cannot be read: {error}") from error
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """All workers' samples in order of time; a torn last line is left out."""
+    samples: list[Sample] = []
+    for path in sorted(folder.glob("samples-*.jsonl")):
+        samples.extend(_whole_lines(path))
+    return sorted(samples, key=lambda sample: sample.t_ns)
+
+
+def _whole_lines(path: Path) -> Iterator[Sample]:
+    decoder = msgspec.json.Decoder(Sample)
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        yield decoder.decode(line)
+
+
+def workers_of(folder: Path) -> list[int]:
+    """The workers that left a log, in order."""
+    return sorted(int(path.stem.partition("-")[2]) for path in folder.glob("records-*.arrows"))
+
+
+def merge(folder: Path) -> tuple[pa.Table, int]:
+    """Merge the workers' logs into requests.parquet, in order of arrival; return it and the torn bytes."""
+    tables, torn = [], 0
+    for worker in workers_of(folder):
+        tail = Tail(records_path(folder, worker))
+        batches = tail.poll()
+        torn += tail.torn_bytes
+        table = pa.Table.from_batches(batches, SCHEMA)
+        column = pa.repeat(pa.scalar(worker, pa.int32()), len(table))
+        tables.append(table.append_column(MERGED_SCHEMA.field("worker"), column))
+    merged = pa.concat_tables(tables) if tables else MERGED_SCHEMA.empty_table()
+    merged = merged.sort_by([("seq", "ascending"), ("index", "ascending"), ("attempt", "ascending")])
+    path = folder / "requests.parquet"
+    aside = path.with_name(path.name + ".part")
+    pq.write_table(merged, aside, compression="zstd")
+    aside.replace(path)
+    return merged, torn
+
+
+def read_ledgers(folder: Path) -> list[WorkerLedger]:
+    """The books of the workers that drained."""
+    return [_read_json(path, WorkerLedger) for path in sorted(folder.glob("ledger-*.json"))]
+
+
+def reconcile(
+    ledgers: Iterable[WorkerLedger], *, planned: int, rows: int, stop_reason: str, torn_bytes: int = 0
+) -> Manifest:
+    """Add the workers' books up and say what does not balance.
+
+    Args:
+        ledgers: what the workers reported; a lost worker is missing here.
+        planned: arrivals of the whole schedule; in a closed loop, those claimed.
+        rows: records found in the merged log.
+        stop_reason: see `Manifest.stop_reason`.
+        torn_bytes: what was left unread at the logs' ends.
+    """
+    workers = sorted(ledgers, key=lambda ledger: ledger.worker)
+    total = {
+        name: sum(getattr(ledger, name) for ledger in workers)
+        for name in ("planned", "started", "dropped", "not_started", "finished", "cut_off", "records")
+    }
+    lost = planned - total["planned"]
+    imbalances: list[str] = []
+    for ledger in workers:
+        if ledger.planned != ledger.started + ledger.dropped + ledger.not_started:
+            imbalances.append(
+                f"worker {ledger.worker}: planned {ledger.planned} ≠ started {ledger.started} + "
+                f"dropped {ledger.dropped} + not started {ledger.not_started}"
+            )
+        if ledger.started != ledger.finished + ledger.cut_off:
+            imbalances.append(
+                f"worker {ledger.worker}: started {ledger.started} ≠ finished {ledger.finished} + "
+                f"cut off {ledger.cut_off}"
+            )
+    if lost:
+        imbalances.append(f"{lost} planned arrivals belong to workers that never reported back")
+    if total["records"] != rows:
+        imbalances.append(f"the workers wrote {total['records']} records, the merged log holds {rows}")
+    if torn_bytes:
+        imbalances.append(f"{torn_bytes} bytes of unfinished batches stand at the logs' ends")
+    return Manifest(
+        planned=planned,
+        started=total["started"],
+        dropped=total["dropped"],
+        not_started=total["not_started"],
+        lost=lost,
+        finished=total["finished"],
+        cut_off=total["cut_off"],
+        records=rows,
+        workers=workers,
+        stop_reason=stop_reason,
+        imbalances=imbalances,
+        torn_bytes=torn_bytes,
+    )
+
+
+def read_telemetry(folder: Path) -> TelemetryLedger | None:
+    """What became of the run's spans; None if telemetry was off or has not ended."""
+    path = folder / "telemetry.json"
+    return _read_json(path, TelemetryLedger) if path.exists() else None

@@ -1,0 +1,1 @@
+"""JUDGE: objectives in, verdict out."""

@@ -1,0 +1,1 @@
+"""TELL MACHINES: the only room that imports opentelemetry."""

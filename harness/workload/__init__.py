@@ -1,0 +1,1 @@
+"""WHAT is sent and WHEN: pure, seeded, without a clock or a socket."""
