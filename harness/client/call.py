@@ -1,0 +1,91 @@
+"""One request made ready to send, ahead of its due time."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import msgspec
+
+from harness import __version__
+from harness.client.dialects import DIALECTS, Dialect
+from harness.client.target import Target
+from harness.errors import ConfigError
+from harness.workload.prompts import Request
+
+USER_AGENT = f"llm-load-harness/{__version__}"
+_ACCEPT = {"sse": "text/event-stream", "lines": "application/x-ndjson, application/json"}
+
+
+class Call(msgspec.Struct, frozen=True, gc=False):
+    """A request in bytes; only the span id, new with each attempt, is still missing."""
+
+    request: Request
+    dialect: Dialect
+    target: Target
+    streams: bool
+    trace_id: str
+    """32 hexadecimal digits, one a request."""
+    head: bytes
+    """The HTTP/1.1 head up to the span id inside `traceparent`, its last field."""
+    body: bytes
+
+    def http1(self, span_id: str) -> bytes:
+        """The whole HTTP/1.1 request of one attempt."""
+        return b"%b%b-01\r\n\r\n%b" % (self.head, span_id.encode(), self.body)
+
+    def fields(self, span_id: str) -> list[tuple[str, str]]:
+        """The header fields of one attempt over HTTP/2."""
+        return [
+            (":method", "POST"),
+            (":scheme", self.target.scheme),
+            (":authority", self.target.authority),
+            (":path", self.target.base_path + self.dialect.path),
+            *_fields(self.target, self.dialect, self.streams),
+            ("content-length", str(len(self.body))),
+            ("x-request-id", self.request.id),
+            ("traceparent", f"00-{self.trace_id}-{span_id}-01"),
+        ]
+
+
+def prepare(request: Request, target: Target) -> Call:
+    """Encode a request and mint its trace id. Meant to be done before the request is due.
+
+    Raises:
+        ConfigError: the request's dialect is unknown.
+    """
+    dialect = DIALECTS.get(request.dialect)
+    if dialect is None:
+        raise ConfigError("request", "dialect", request.dialect, f"use one of {', '.join(DIALECTS)}")
+    streams = dialect.streams(request)
+    trace_id = os.urandom(16).hex()
+    body = dialect.encode(request)
+    head = b"%b%d\r\nx-request-id: %b\r\ntraceparent: 00-%b-" % (
+        _head(target, dialect.name, streams),
+        len(body),
+        request.id.encode(),
+        trace_id.encode(),
+    )
+    return Call(request, dialect, target, streams, trace_id, head, body)
+
+
+def _fields(target: Target, dialect: Dialect, streams: bool) -> list[tuple[str, str]]:
+    """The fields that are the same for all requests of one sort."""
+    fields = [
+        ("user-agent", USER_AGENT),
+        ("content-type", "application/json"),
+        ("accept", _ACCEPT[dialect.framing] if streams else "application/json"),
+        ("accept-encoding", "identity"),
+    ]
+    if target.key:
+        fields.append(("authorization", f"Bearer {target.key}"))
+    return fields
+
+
+@lru_cache(maxsize=64)
+def _head(target: Target, dialect: str, streams: bool) -> bytes:
+    """The HTTP/1.1 head up to the value of content-length."""
+    spoken = DIALECTS[dialect]
+    lines = [f"POST {target.base_path}{spoken.path} HTTP/1.1", f"host: {target.authority}"]
+    lines += [f"{name}: {value}" for name, value in _fields(target, spoken, streams)]
+    return ("\r\n".join(lines) + "\r\ncontent-length: ").encode("ascii")

@@ -1,0 +1,124 @@
+"""What the dialects have in common: the shapes of OpenAI's and DeepSeek's answers, decoded tolerantly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from harness.record import Usage
+from harness.workload.prompts import Request
+
+FAILED_FINISHES = frozenset({"insufficient_system_resource", "aborted"})
+"""Finish reasons that say, under HTTP 200, that the answer is not whole (DeepSeek)."""
+
+END_MARKER = b"[DONE]"
+
+
+class Delta(msgspec.Struct, frozen=True, gc=False):
+    """What one stream event, or one whole body, says."""
+
+    choices: bool = False
+    """It has choices at all."""
+    reasoning: bool = False
+    """It carries reasoning text that is not empty."""
+    content: bool = False
+    """It carries answer text, or a part of a tool call, that is not empty."""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    error: str | None = None
+    """The type or code of an in-band error, `unnamed` if it bears neither."""
+
+
+class Dialect(msgspec.Struct, frozen=True):
+    """One API: where it is, how a request is written, how an answer is read."""
+
+    name: str
+    path: str
+    framing: Literal["sse", "lines"]
+    encode: Callable[[Request], bytes]
+    """The JSON body."""
+    decode_event: Callable[[bytes], Delta]
+    """One stream event. Raises msgspec.DecodeError."""
+    decode_body: Callable[[bytes], Delta]
+    """One whole body. Raises msgspec.DecodeError."""
+
+    def streams(self, request: Request) -> bool:
+        """The answer comes as a stream; line-delimited JSON knows no other way."""
+        return request.stream or self.framing == "lines"
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class WireUsage(msgspec.Struct, gc=False):
+    """`usage`, with OpenAI's and DeepSeek's names for cached tokens."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _ErrorBody(msgspec.Struct, gc=False):
+    error: Any = None
+
+
+_decode_error = msgspec.json.Decoder(_ErrorBody).decode
+_NAME = re.compile(r"[A-Za-z][A-Za-z_.-]{0,39}")
+
+
+def usage(wire: WireUsage | None) -> Usage | None:
+    """The record's token counts; None where the server gave none."""
+    if wire is None or wire.prompt_tokens is None or wire.completion_tokens is None:
+        return None
+    cached, details = wire.prompt_cache_hit_tokens, wire.prompt_tokens_details
+    if cached is None and details is not None:
+        cached = details.cached_tokens
+    said = wire.completion_tokens_details
+    return Usage(
+        prompt=wire.prompt_tokens,
+        completion=wire.completion_tokens,
+        cached=cached,
+        reasoning=None if said is None else said.reasoning_tokens,
+    )
+
+
+def error_name(error: Any) -> str | None:
+    """The code or type of an `error` member, fit for a report; None if there is no error.
+
+    Only short names without digits pass: a message or an id may bear payload, and has many values.
+    """
+    if not error:
+        return None
+    if isinstance(error, dict):
+        for key in ("code", "type"):
+            value = error.get(key)
+            if isinstance(value, str) and _NAME.fullmatch(value):
+                return value
+    return "unnamed"
+
+
+def error_of(body: bytes) -> str | None:
+    """The error that a body names, whatever else it may be; None if it names none."""
+    try:
+        return error_name(_decode_error(body).error)
+    except msgspec.DecodeError:
+        return None
+
+
+def common_fields(request: Request, *, stream: bool) -> dict[str, Any]:
+    """The body's fields that all dialects share: the parameters as they stand, but for `stream`."""
+    fields = {"model": request.model, "max_tokens": request.max_tokens, **request.parameters}
+    fields["stream"] = stream
+    if stream:
+        fields["stream_options"] = {"include_usage": True}
+    return fields

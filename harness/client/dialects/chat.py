@@ -1,0 +1,69 @@
+"""Chat completions: POST /v1/chat/completions, streamed as server-sent events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from harness.client.dialects.base import Delta, Dialect, WireUsage, common_fields, error_name, usage
+from harness.workload.prompts import Request
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    """vLLM's and others' name for `reasoning_content`."""
+    refusal: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Message | None = None
+    message: _Message | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: WireUsage | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(request: Request) -> bytes:
+    """The JSON body of a chat request; a plain prompt becomes one user message."""
+    messages = request.messages
+    if messages is None:
+        messages = ({"role": "user", "content": request.prompt or ""},)
+    return _encode({"messages": messages, **common_fields(request, stream=request.stream)})
+
+
+def decode(payload: bytes) -> Delta:
+    """One chunk, or one whole body: they differ only in `delta` and `message`."""
+    answer = _decode(payload)
+    reasoning = content = False
+    finish_reason = None
+    for choice in answer.choices or ():
+        said = choice.delta or choice.message
+        if said is not None:
+            if said.content or said.tool_calls or said.refusal:
+                content = True
+            if said.reasoning_content or said.reasoning:
+                reasoning = True
+        finish_reason = choice.finish_reason or finish_reason
+    return Delta(
+        bool(answer.choices),
+        reasoning,
+        content,
+        finish_reason,
+        None if answer.usage is None else usage(answer.usage),
+        None if answer.error is None else error_name(answer.error),
+    )
+
+
+CHAT = Dialect("chat", "/v1/chat/completions", "sse", encode, decode, decode)

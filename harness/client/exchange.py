@@ -1,0 +1,219 @@
+"""What a wire saw of one attempt, bounded by its deadlines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import msgspec
+from gevent import get_hub
+from gevent.hub import Waiter
+
+from harness.clock import now_ns
+from harness.record import Outcome
+from harness.workload.scenario import Timeouts
+
+DIGEST_BYTES = 32_768
+"""A stream's bytes are read and let go when this many have gathered, so that long streams stay small."""
+
+SWEEP_S = 0.05
+"""Deadlines are looked at this often: none is missed by more."""
+
+
+HEADERS = (b"content-length", b"transfer-encoding", b"content-encoding", b"content-type", b"retry-after")
+"""The response headers that are looked at."""
+
+HEADER_LENGTHS = frozenset(map(len, HEADERS))
+"""Tells most other headers apart, at the cost of a length."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """A scenario's timeouts in nanoseconds."""
+
+    connect_ns: int
+    idle_ns: int
+    total_ns: int
+
+
+def limits(timeouts: Timeouts) -> Limits:
+    """The timeouts, ready for comparing with stamps."""
+    return Limits(
+        connect_ns=round(timeouts.connect_s * 1e9),
+        idle_ns=round(timeouts.idle_s * 1e9),
+        total_ns=round(timeouts.total_s * 1e9),
+    )
+
+
+class Digest(Protocol):
+    """What reads a stream's bytes as they gather."""
+
+    def read(self, exchange: Exchange) -> None:
+        """Take in the pieces that have come since the last call."""
+
+
+class Exchange:
+    """One attempt as its wire saw it. Stamps are absolute, by `clock.now_ns`; None is never taken.
+
+    The wire calls `finish` once; the greenlet that asked waits in `wait`. What most exchanges never
+    set stands in the class, which makes a new one cheap.
+    """
+
+    connected_ns: int | None = None
+    sent_ns: int | None = None
+    headers_ns: int | None = None
+    ended_ns: int | None = None
+    status: int | None = None
+    bytes_in = 0
+    bytes_out = 0
+    reused = False
+    outcome: Outcome | None = None
+    """What went wrong on the wire; None if nothing did."""
+    error = ""
+    bug: BaseException | None = None
+    abort: Callable[[Outcome, str], None] | None = None
+    """How the wire gives this exchange up."""
+    progress_ns = 0
+    digest_at = sys.maxsize
+    waiter: Any = None
+
+    def __init__(self, bounds: Limits, started_ns: int, digester: Digest | None = None) -> None:
+        self.limits = bounds
+        self.started_ns = started_ns
+        self.digester = digester
+        if digester is not None:
+            self.digest_at = DIGEST_BYTES
+        self.headers: list[tuple[bytes, bytes]] = []
+        """Those of the response that `HEADERS` names; names as they came."""
+        self.pieces: list[bytes] = []
+        """The body, as it came: one piece a read and HTTP chunk."""
+        self.stamps: list[int] = []
+        """The stamp of the read that brought each piece."""
+        self.check_ns = started_ns + min(bounds.idle_ns, bounds.total_ns)
+
+    def reopen(self) -> None:
+        """Forget a connection that had died before the request reached anybody; `started_ns` stays."""
+        self.ended_ns = self.sent_ns = self.outcome = None
+        self.error, self.reused = "", False
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a response header; `name` in lower case."""
+        for field, value in self.headers:
+            if len(field) == len(name) and field.lower() == name:
+                return value
+        return None
+
+    def wait(self) -> None:
+        """Sleep until the wire has finished; our own bug on the wire's side is raised here."""
+        if self.ended_ns is None and self.bug is None:
+            waiter = self.waiter = Waiter()
+            waiter.get()
+        if self.bug is not None:
+            raise self.bug
+
+    def finish(self, stamp_ns: int, outcome: Outcome | None = None, error: str = "") -> None:
+        """The end of the answer, or of the hope for one. Only the first call counts.
+
+        The waiting greenlet is woken by the loop's next round of callbacks, so that the other
+        sockets that are ready now are read, and stamped, first.
+        """
+        if self.ended_ns is not None:
+            return
+        self.ended_ns = stamp_ns
+        self.outcome = outcome
+        self.error = error
+        self._wake()
+
+    def crash(self, bug: BaseException) -> None:
+        """Hand a bug of ours, met in the hub, to the greenlet that waits."""
+        self.bug = bug
+        self._wake()
+
+    def digest(self) -> None:
+        """Read and let go the gathered pieces."""
+        if self.digester is not None:
+            self.progress_ns = self._last_progress_ns()
+            self.digester.read(self)
+            self.pieces.clear()
+            self.stamps.clear()
+            self.digest_at = self.bytes_in + DIGEST_BYTES
+
+    def check(self, now: int) -> None:
+        """Give up if a deadline has passed; else find out when to look again."""
+        if self.ended_ns is not None or self.abort is None:
+            return
+        total_ns = self.started_ns + self.limits.total_ns
+        if now >= total_ns:
+            self.abort(Outcome.TIMEOUT, "total timeout")
+            return
+        if self.sent_ns is None:
+            return
+        idle_ns = self._last_progress_ns() + self.limits.idle_ns
+        if now < idle_ns:
+            self.check_ns = min(idle_ns, total_ns)
+            return
+        where = "before the response" if self.headers_ns is None else "in mid-answer"
+        self.abort(Outcome.STALLED, f"idle timeout {where}")
+
+    def _last_progress_ns(self) -> int:
+        """When anything but keep-alives came last."""
+        came = max(self.progress_ns, self.sent_ns or 0, self.headers_ns or 0)
+        for piece, stamp_ns in zip(reversed(self.pieces), reversed(self.stamps), strict=True):
+            if not is_noise(piece):
+                return max(came, stamp_ns)
+        return came
+
+    def _wake(self) -> None:
+        if self.waiter is not None:
+            get_hub().loop.run_callback(self.waiter.switch, None)
+
+
+def is_noise(piece: bytes) -> bool:
+    """Nothing but blank lines and comments: what a server sends while a request is queued."""
+    text = piece.strip()
+    if text and not text.startswith(b":"):
+        return False
+    return all(not line or line.startswith(b":") for line in text.splitlines())
+
+
+class Deadlines:
+    """The exchanges under way in one hub, swept by one timer: a timer each would cost more than a read."""
+
+    def __init__(self, hub: Any, on_sweep: Callable[[], None]) -> None:
+        self._under_way: set[Exchange] = set()
+        self._on_sweep = on_sweep
+        self._timer = hub.loop.timer(SWEEP_S, SWEEP_S, ref=False)
+
+    def add(self, exchange: Exchange) -> None:
+        """Watch over an exchange from now on."""
+        self._under_way.add(exchange)
+        if not self._timer.active:
+            self._on_sweep()
+            self._timer.start(self.sweep)
+
+    def discard(self, exchange: Exchange) -> None:
+        """Forget an exchange."""
+        self._under_way.discard(exchange)
+
+    def sweep(self) -> None:
+        """Give up what has passed its deadline."""
+        self._on_sweep()
+        if not self._under_way:
+            self._timer.stop()
+        now = now_ns()
+        for exchange in tuple(self._under_way):
+            if now >= exchange.check_ns:
+                exchange.check(now)
+
+
+_deadlines: WeakKeyDictionary[Any, Deadlines] = WeakKeyDictionary()
+
+
+def deadlines(on_sweep: Callable[[], None]) -> Deadlines:
+    """The present hub's deadlines; `on_sweep` is called with each sweep of a new one."""
+    hub = get_hub()
+    found = _deadlines.get(hub)
+    if found is None:
+        found = _deadlines[hub] = Deadlines(hub, on_sweep)
+    return found

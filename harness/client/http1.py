@@ -1,0 +1,253 @@
+"""HTTP/1.1, the fast path: one connection a virtual user, llhttp on the bytes, one stamp a read."""
+
+from __future__ import annotations
+
+import ssl
+
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from harness.client.call import Call
+from harness.client.exchange import HEADER_LENGTHS, Deadlines, Exchange, deadlines
+from harness.client.target import Target
+from harness.client.transport import STAMPS, WALL, Transport, UnreachableError, cause, connect, tls_context
+from harness.clock import now_ns
+from harness.record import Outcome
+
+MAX_HEAD_BYTES = 65_536
+_STALE_AFTER_NS = 1_000_000_000
+
+
+class _SurplusError(Exception):
+    """Bytes after the end of the answer."""
+
+
+class Connection:
+    """A keep-alive connection for one request at a time; it reconnects as needed.
+
+    Args:
+        target: whom to connect to.
+        tls: a context to share among connections; None makes one for https.
+        stamps: `kernel` or `user`.
+        stale_after_ns: a connection that was idle for this long, and is gone before a byte of the
+            answer came, was closed by the server while idle: the request is sent once more on a new
+            one. One that was in steady use is not: there, a lost connection is the server's fault
+            and becomes an outcome.
+    """
+
+    wire = "http/1.1"
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        tls: ssl.SSLContext | None = None,
+        stamps: str = STAMPS,
+        stale_after_ns: int = _STALE_AFTER_NS,
+    ) -> None:
+        self.target = target
+        self.stale_retries = 0
+        """How often a request was sent again because its connection had gone while idle."""
+        self._tls = tls or (tls_context(self.wire) if target.scheme == "https" else None)
+        self._stamps = stamps
+        self._stale_after_ns = stale_after_ns
+        self._ended_ns = 0
+        self._idle_ns = 0
+        self._deadlines: Deadlines
+        self._transport: Transport | None = None
+        self._parser: HttpResponseParser
+        self._exchange: Exchange | None = None
+        self._stamp_ns = 0
+        self._informational = False
+        self._complete = False
+        self._keep_alive = False
+
+    def exchange(self, exchange: Exchange, call: Call, span_id: str) -> None:
+        """Send a request and wait for the end of its answer, or of the hope for one.
+
+        Remote faults are noted on the exchange. What is thrown into the greenlet passes through.
+        """
+        payload = call.http1(span_id)
+        if not self._connected(exchange):
+            return
+        self._start(exchange, payload)
+        exchange.wait()
+        if self._was_stale(exchange):
+            self.stale_retries += 1
+            exchange.reopen()
+            if self._connected(exchange):
+                self._start(exchange, payload)
+                exchange.wait()
+
+    def drop(self, exchange: Exchange) -> None:  # noqa: ARG002  # as Mux.drop
+        """Give up whatever is under way."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next exchange opens a new one."""
+        if self._exchange is not None:
+            self._deadlines.discard(self._exchange)
+        self._exchange = None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    # -- in the user's greenlet
+
+    def _connected(self, exchange: Exchange) -> bool:
+        if self._transport is not None and self._transport.open and self._transport.alive():
+            exchange.reused = True
+            return True
+        bounds = exchange.limits
+        left_ns = exchange.started_ns + bounds.total_ns - now_ns()
+        self._deadlines = deadlines(WALL.refresh)
+        try:
+            self._transport = connect(
+                self.target.host,
+                self.target.port,
+                self,
+                timeout_ns=min(bounds.connect_ns, left_ns),
+                tls=self._tls,
+                protocol=self.wire,
+                stamps=self._stamps,
+            )
+        except UnreachableError as failure:
+            exchange.finish(now_ns(), failure.outcome, failure.text)
+            return False
+        exchange.connected_ns = now_ns()
+        self._parser = HttpResponseParser(self)
+        return True
+
+    def _start(self, exchange: Exchange, payload: bytes) -> None:
+        transport = self._transport
+        assert transport is not None
+        self._exchange = exchange
+        self._idle_ns = exchange.started_ns - self._ended_ns
+        self._complete = self._informational = False
+        exchange.abort = self._abort
+        self._deadlines.add(exchange)
+        exchange.bytes_out += len(payload)
+        if transport.write(payload):
+            exchange.sent_ns = transport.floor_ns = now_ns()
+
+    def _was_stale(self, exchange: Exchange) -> bool:
+        return (
+            exchange.reused
+            and exchange.outcome is Outcome.CUT
+            and exchange.bytes_in == 0
+            and self._idle_ns >= self._stale_after_ns
+        )
+
+    # -- in the hub: what the transport tells
+
+    def on_bytes(self, piece: bytes, stamp_ns: int) -> None:
+        """Feed the parser; end the exchange with the message."""
+        exchange = self._exchange
+        if exchange is None:
+            self.close()
+            return
+        self._stamp_ns = stamp_ns
+        exchange.bytes_in += len(piece)
+        try:
+            self._parser.feed_data(piece)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if isinstance(error, HttpParserCallbackError) and not isinstance(
+                error.__context__, _SurplusError
+            ):
+                raise
+            if not self._complete:
+                self._end(stamp_ns, Outcome.MALFORMED, "not HTTP/1.1")
+                return
+            self._keep_alive = False
+        if self._complete:
+            self._end(stamp_ns)
+        elif exchange.headers_ns is None and exchange.bytes_in > MAX_HEAD_BYTES:
+            self._end(stamp_ns, Outcome.MALFORMED, "response head too long")
+        elif exchange.bytes_in >= exchange.digest_at:
+            exchange.digest()
+
+    def on_end(self, error: OSError | None, stamp_ns: int) -> None:
+        """The connection is gone: a fault, unless idle or the end marks the end of the body."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if exchange.bytes_in == 0:
+            where = "before the response"
+        elif exchange.headers_ns is None:
+            where = "in the response head"
+        elif error is None and not _delimited(exchange):
+            self._keep_alive = False
+            self._end(stamp_ns)
+            return
+        else:
+            where = "in mid-answer"
+        self._end(stamp_ns, Outcome.CUT, f"connection {cause(error)} {where}")
+
+    def on_drained(self) -> None:
+        """A long request is with the kernel at last."""
+        if self._exchange is not None and self._transport is not None:
+            self._exchange.sent_ns = self._transport.floor_ns = now_ns()
+
+    def on_bug(self, bug: Exception) -> None:
+        """Our own mistake: raised in the waiting greenlet."""
+        exchange = self._exchange
+        self.close()
+        if exchange is not None:
+            exchange.crash(bug)
+
+    def _abort(self, outcome: Outcome, text: str) -> None:
+        self._end(now_ns(), outcome, text)
+
+    def _end(self, stamp_ns: int, outcome: Outcome | None = None, error: str = "") -> None:
+        exchange, transport = self._exchange, self._transport
+        assert exchange is not None
+        assert transport is not None
+        self._exchange = None
+        self._deadlines.discard(exchange)
+        self._ended_ns = stamp_ns
+        if outcome is not None or not self._keep_alive or not transport.drained:
+            transport.close()
+        exchange.finish(stamp_ns, outcome, error)
+
+    # -- in the hub: what the parser tells
+
+    def on_message_begin(self) -> None:
+        """A message where none is due ends the connection's use."""
+        if self._complete:
+            raise _SurplusError
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One response header, or trailer."""
+        if len(name) in HEADER_LENGTHS and self._exchange is not None:
+            self._exchange.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: status, and the stamp of its read."""
+        exchange = self._exchange
+        assert exchange is not None
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._informational = True
+            exchange.headers.clear()
+            return
+        exchange.status = status
+        exchange.headers_ns = self._stamp_ns
+
+    def on_body(self, piece: bytes) -> None:
+        """A piece of the body; it is only put by, parsing comes after the stamps of others."""
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.pieces.append(piece)
+        exchange.stamps.append(self._stamp_ns)
+
+    def on_message_complete(self) -> None:
+        """The end of the answer; not of a 1xx response, which only precedes it."""
+        if self._informational:
+            self._informational = False
+            return
+        self._complete = True
+        self._keep_alive = self._parser.should_keep_alive()
+
+
+def _delimited(exchange: Exchange) -> bool:
+    """The head said how long the body is, so the connection's end is not its end."""
+    return exchange.header(b"content-length") is not None or exchange.header(b"transfer-encoding") is not None

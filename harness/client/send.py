@@ -1,0 +1,279 @@
+"""One request, start to end -> Record; never raises for a remote fault."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from itertools import count
+from random import Random
+from typing import Protocol
+
+import gevent
+import msgspec
+import tenacity
+from gevent import GreenletExit
+
+from harness.client.answer import Answer, held_ns, retry_after_s, status_fault
+from harness.client.call import Call, prepare
+from harness.client.exchange import Exchange, Limits, limits
+from harness.client.http2 import Mux
+from harness.clock import now_ns
+from harness.record import Outcome, Record, Usage
+from harness.workload.scenario import Retries, Timeouts
+
+__all__ = ["Log", "Policy", "Wire", "policy", "prepare", "send", "send_batch"]
+
+Log = Callable[[Record], None]
+
+
+class Wire(Protocol):
+    """A connection to the target: `http1.Connection` or `http2.Mux`."""
+
+    wire: str
+
+    def exchange(self, exchange: Exchange, call: Call, span_id: str) -> None:
+        """Send, and wait for the end."""
+
+    def drop(self, exchange: Exchange) -> None:
+        """Give an exchange up."""
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """How long to wait and how often to try. Made by `policy`."""
+
+    limits: Limits
+    retries: Retries | None
+    """None: one attempt, and no machinery."""
+    random: Random
+    sleep: Callable[[float], None]
+
+
+def policy(
+    timeouts: Timeouts,
+    retries: Retries,
+    random: Random,
+    sleep: Callable[[float], None] = gevent.sleep,
+) -> Policy:
+    """A virtual user's policy.
+
+    Args:
+        timeouts: the scenario's.
+        retries: the scenario's.
+        random: a seeded source for the jitter.
+        sleep: how to wait, in seconds; must yield to the hub.
+    """
+    return Policy(limits(timeouts), retries if retries.attempts > 1 else None, random, sleep)
+
+
+def send(
+    connection: Wire,
+    call: Call,
+    *,
+    due_ns: int | None,
+    origin_ns: int,
+    policy: Policy,
+    log: Log,
+) -> Record:
+    """Send a prepared request, again if the policy says so, and log one record an attempt.
+
+    Args:
+        connection: who carries it.
+        call: from `prepare`.
+        due_ns: when it was due, in nanoseconds since the origin; None in a closed loop.
+        origin_ns: the run's start on `clock.now_ns`; all stamps in records count from it.
+        policy: timeouts and retries.
+        log: given each attempt's record, in order.
+
+    Returns:
+        The final attempt's record.
+
+    Raises:
+        GreenletExit: the virtual user was killed; the record that says so is logged before.
+    """
+    attempt = _Attempt(connection, call, due_ns, origin_ns, policy.limits)
+    if policy.retries is not None:
+        return _with_retries(attempt, policy, policy.retries, log)
+    record = attempt.run(0, log)
+    log(record)
+    return record
+
+
+def send_batch(
+    mux: Mux,
+    calls: Sequence[Call],
+    *,
+    due_ns: int | None,
+    origin_ns: int,
+    policy: Policy,
+    log: Log,
+) -> list[Record]:
+    """Send prepared requests at once over one HTTP/2 connection, and wait for all.
+
+    Returns:
+        The final records, in the order of the calls.
+
+    Raises:
+        GreenletExit: as `send`; every request under way has been logged.
+    """
+    each = [
+        gevent.spawn(send, mux, call, due_ns=due_ns, origin_ns=origin_ns, policy=policy, log=log)
+        for call in calls
+    ]
+    try:
+        gevent.joinall(each)
+    except BaseException:  # a kill: the requests must end, and be logged, before the batch does
+        gevent.killall(each)
+        raise
+    return [greenlet.get() for greenlet in each]
+
+
+class _Attempt(msgspec.Struct, frozen=True, gc=False):
+    """What all attempts of one request have in common."""
+
+    connection: Wire
+    call: Call
+    due_ns: int | None
+    origin_ns: int
+    limits: Limits
+
+    def run(self, number: int, log: Log) -> Record:
+        """One attempt; a kill is logged here, as the request's last record, before it passes on."""
+        call = self.call
+        span_id = os.urandom(8).hex()
+        answer = Answer(call)
+        exchange = Exchange(self.limits, now_ns(), answer if call.streams else None)
+        try:
+            self.connection.exchange(exchange, call, span_id)
+        except GreenletExit:
+            self.connection.drop(exchange)
+            exchange.finish(now_ns(), Outcome.TIMEOUT, "cut off: the run ended first")
+            log(self.record(exchange, answer, span_id, number))
+            raise
+        except BaseException:  # a bug, or a timeout of the caller's: leave no half-read connection behind
+            self.connection.drop(exchange)
+            raise
+        return self.record(exchange, answer, span_id, number)
+
+    def record(self, exchange: Exchange, answer: Answer, span_id: str, number: int) -> Record:
+        """The exchange and its answer as one record."""
+        call, origin_ns = self.call, self.origin_ns
+        request = call.request
+        outcome, error = _judge(exchange, answer, call)
+        sent = exchange.bytes_out > 0
+        asked_s = None if exchange.status == 200 else retry_after_s(exchange.header(b"retry-after"))
+
+        # By position, in Record's order: by keyword, so many fields cost ten times as much.
+        return Record(
+            request.seq,
+            request.index,
+            number,  # attempt
+            True,  # final
+            request.id,
+            request.kind,
+            request.dialect,
+            request.model,
+            request.session,
+            request.turn,
+            call.trace_id if sent else "",
+            span_id if sent else "",
+            self.due_ns,
+            exchange.started_ns - origin_ns,
+            None if exchange.connected_ns is None else exchange.connected_ns - origin_ns,
+            None if exchange.sent_ns is None else exchange.sent_ns - origin_ns,
+            None if exchange.headers_ns is None else exchange.headers_ns - origin_ns,
+            None if answer.first_event_ns is None else answer.first_event_ns - origin_ns,
+            None if answer.first_token_ns is None else answer.first_token_ns - origin_ns,
+            None if answer.first_content_ns is None else answer.first_content_ns - origin_ns,
+            [stamp_ns - origin_ns for stamp_ns in answer.chunk_ns] if answer.chunk_ns else (),
+            None if exchange.ended_ns is None else exchange.ended_ns - origin_ns,
+            held_ns(exchange, answer, streams=call.streams),
+            exchange.status,
+            outcome,
+            error,
+            answer.finish_reason,
+            _usage(answer, call) if outcome is Outcome.OK else answer.usage,
+            asked_s,  # retry_after_s
+            exchange.reused,
+            self.connection.wire,
+            exchange.bytes_in,
+            exchange.bytes_out,
+            request.tags,
+        )
+
+
+def _with_retries(attempt: _Attempt, policy: Policy, retries: Retries, log: Log) -> Record:
+    """Exponential backoff with full jitter; tenacity holds the policy.
+
+    An attempt's record is logged when the next one starts, so that a kill while waiting can still
+    make it the final one.
+    """
+    held: list[Record] = []
+    numbers = count()
+
+    def once() -> Record:
+        while held:
+            log(held.pop())
+        number = next(numbers)
+        record = attempt.run(number, log)
+        if number + 1 < retries.attempts and _retriable(record, retries):
+            record = msgspec.structs.replace(record, final=False)
+        held.append(record)
+        return record
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        ceiling_s = min(retries.backoff_max_s, retries.backoff_s * 2 ** (state.attempt_number - 1))
+        asked_s = held[-1].retry_after_s if retries.honour_retry_after else None
+        return max(policy.random.uniform(0, ceiling_s), asked_s or 0.0)
+
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(retries.attempts),
+        retry=tenacity.retry_if_result(lambda record: not record.final),
+        wait=wait,
+        sleep=policy.sleep,
+    )
+    try:
+        record = retrying(once)
+    except GreenletExit:
+        for waiting in held:
+            log(msgspec.structs.replace(waiting, final=True))
+        raise
+    log(record)
+    return record
+
+
+def _retriable(record: Record, retries: Retries) -> bool:
+    return record.outcome in retries.outcomes or (
+        record.outcome in {Outcome.HTTP_ERROR, Outcome.REFUSED_BY_SERVER}
+        and record.status in retries.statuses
+    )
+
+
+def _judge(exchange: Exchange, answer: Answer, call: Call) -> tuple[Outcome, str]:
+    """Read what is still unread, and say how the attempt ended.
+
+    A status that is an error comes first, then what the wire saw, then what the answer said.
+    """
+    promised = exchange.status is not None and exchange.status < 300
+    if promised and call.streams:
+        exchange.digest()
+        answer.end(exchange)
+    elif promised and exchange.outcome is None:
+        answer.read_body(exchange, call.dialect.decode_body)
+    fault = status_fault(exchange)
+    if fault is not None:
+        return fault
+    # An error the server named before it hung up says more than the hanging up.
+    if answer.outcome is Outcome.IN_BAND_ERROR:
+        return answer.outcome, answer.error
+    if exchange.outcome is not None:
+        return exchange.outcome, exchange.error
+    if answer.outcome is not None:
+        return answer.outcome, answer.error
+    return Outcome.OK, ""
+
+
+def _usage(answer: Answer, call: Call) -> Usage | None:
+    """The server's counts; else, for a stream, an estimate of one token a chunk."""
+    if answer.usage is not None or not call.streams:
+        return answer.usage
+    return Usage(prompt=call.request.prompt_tokens, completion=len(answer.chunk_ns), source="estimate")

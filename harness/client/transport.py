@@ -1,0 +1,450 @@
+"""One TCP connection, with or without TLS: connects, writes without blocking, stamps every read.
+
+    greenlet   connect ──► write ─────────────┐                  (blocks only in connect)
+    hub              readable ─► recv ─► stamp ┴► on_bytes ... on_end        one watcher, always on
+                     writable ─► the rest of a long write ─► on_drained
+
+The stamp is taken before anything is decrypted or parsed. With `kernel` stamps it is the time at
+which the kernel received the bytes (SO_TIMESTAMPNS), so that a busy client does not show up as server
+latency; bytes of several segments in one read bear the last one's stamp.
+
+gevent is used by name: the module works with and without monkey patching.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as names
+import ssl
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gevent
+from gevent import get_hub
+from gevent import socket as cooperative
+from gevent.monkey import get_original
+
+from harness.clock import anchor, now_ns
+from harness.record import Outcome
+
+# The plain socket class, which no monkey patch replaces: all waiting is done here, in the hub.
+_socket = get_original("socket", "socket")
+_poll = get_original("select", "poll")
+
+_READ_BYTES = 65_536
+_READ, _WRITE = 1, 2
+_SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module has no name for it
+_TIMESPEC = struct.Struct("qq")
+_ANCILLARY_BYTES = names.CMSG_SPACE(_TIMESPEC.size) if hasattr(names, "CMSG_SPACE") else 0
+_STEP_NS = 1_000_000
+
+STAMPS = "kernel" if sys.platform == "linux" and sys.maxsize > 2**32 else "user"
+"""Where read stamps come from by default on this platform."""
+
+
+class WallOffset:
+    """Wall clock minus monotonic clock, kept fresh: kernel stamps are in wall time."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+        self.steps = 0
+        """How often the wall clock was seen to jump by more than a millisecond."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read both clocks; called with every sweep of the deadlines, so that a step is soon noticed."""
+        now = anchor()
+        offset = now.wall_ns - now.monotonic_ns
+        if self.ns and abs(offset - self.ns) > _STEP_NS:
+            self.steps += 1
+        self.ns = offset
+
+
+WALL = WallOffset()
+
+
+class UnreachableError(Exception):
+    """No connection came about; becomes an outcome, never leaves the room."""
+
+    def __init__(self, outcome: Outcome, text: str) -> None:
+        self.outcome = outcome
+        self.text = text
+        super().__init__(text)
+
+
+class Listener(Protocol):
+    """Who is told what the transport reads. All are called in the hub and must not block."""
+
+    def on_bytes(self, piece: bytes, stamp_ns: int) -> None:
+        """Bytes came; decrypted, if there is TLS."""
+
+    def on_end(self, error: OSError | None, stamp_ns: int) -> None:
+        """The connection is gone: closed by the peer, or lost with an error."""
+
+    def on_drained(self) -> None:
+        """The rest of a long write is with the kernel."""
+
+    def on_bug(self, bug: Exception) -> None:
+        """One of the above raised."""
+
+
+class Transport:
+    """An open connection. Made by `connect`; `close` is final."""
+
+    def __init__(self, sock: Any, tls: _Tls | None, listener: Listener, *, stamps: str) -> None:
+        self.open = True
+        self.floor_ns = 0
+        """No stamp precedes this: the answer can't come before the question."""
+        self._sock = sock
+        self._tls = tls
+        self._listener = listener
+        self._unsent = bytearray()
+        self._broken: OSError | None = None
+        self._writer: Any = None
+        self._on_bytes = listener.on_bytes
+        self._recv = sock.recv
+        self._recvmsg = sock.recvmsg if stamps == "kernel" else None
+        self._reader = get_hub().loop.io(sock.fileno(), _READ)
+        self._reader.start(self._on_readable)
+        self._poll = _poll()
+        self._poll.register(sock.fileno(), _READ)
+        # The peer's first bytes may have come with the last flight of the handshake.
+        if tls is not None:
+            get_hub().loop.run_callback(self._deliver_tls)
+
+    def alive(self) -> bool:
+        """Still open, as far as anybody can know now: the peer's goodbye may wait unread in the kernel."""
+        if self._poll.poll(0):
+            self._on_readable()
+        return self.open
+
+    @property
+    def drained(self) -> bool:
+        """Everything written is with the kernel."""
+        return not self._unsent
+
+    def write(self, payload: bytes) -> bool:
+        """Hand bytes to the kernel, as many as it takes now; the rest follows by itself.
+
+        A broken connection is no error here: the read side, where the peer's last words may still
+        be waiting, will tell.
+
+        Returns:
+            True if all is with the kernel; else `on_drained` will be called.
+        """
+        if self._tls is not None:
+            payload = self._tls.seal(payload)
+        return self._write_raw(payload)
+
+    def close(self) -> None:
+        """Let go of the socket; nothing more is called."""
+        if not self.open:
+            return
+        self.open = False
+        self._reader.stop()
+        self._reader.close()
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer.close()
+        self._sock.close()
+
+    def _write_raw(self, payload: bytes) -> bool:
+        if self._unsent:
+            self._unsent += payload
+            return False
+        try:
+            taken = self._sock.send(payload)
+        except BlockingIOError:
+            taken = 0
+        except OSError as error:
+            self._broken = error
+            return True
+        if taken == len(payload):
+            return True
+        self._unsent += memoryview(payload)[taken:]
+        if self._writer is None:
+            self._writer = get_hub().loop.io(self._sock.fileno(), _WRITE)
+        self._writer.start(self._on_writable)
+        return False
+
+    def _on_writable(self) -> None:
+        try:
+            with memoryview(self._unsent) as rest:
+                taken = self._sock.send(rest[: 1 << 20])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._broken = error
+            taken = len(self._unsent)
+        del self._unsent[:taken]
+        if self._unsent:
+            return
+        self._writer.stop()
+        if self._broken is None:
+            self._tell(self._listener.on_drained)
+
+    def _on_readable(self) -> None:
+        kernel_ns = None
+        try:
+            if self._recvmsg is None:
+                piece = self._recv(_READ_BYTES)
+            else:
+                piece, ancillary, _, _ = self._recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
+                if ancillary:
+                    seconds, ns = _TIMESPEC.unpack(ancillary[0][2])
+                    kernel_ns = seconds * 1_000_000_000 + ns - WALL.ns
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._ended(error)
+            return
+        stamp_ns = now_ns()
+        if kernel_ns is not None and kernel_ns < stamp_ns:
+            stamp_ns = kernel_ns
+        # Stamps of one connection never run backwards, whatever the wall clock does.
+        if stamp_ns < self.floor_ns:
+            stamp_ns = self.floor_ns
+        else:
+            self.floor_ns = stamp_ns
+        if not piece:
+            self._ended(None)
+        elif self._tls is None:
+            # As _tell, which this path is too hot for.
+            try:
+                self._on_bytes(piece, stamp_ns)
+            except Exception as bug:  # noqa: BLE001  # as in _tell
+                self._crashed(bug)
+        else:
+            self._tls.take(piece)
+            self._deliver_tls()
+
+    def _deliver_tls(self) -> None:
+        """Decrypt what has come; every record of one read bears the ciphertext's stamp."""
+        stamp_ns = self.floor_ns or now_ns()
+        while self.open and self._tls is not None:
+            try:
+                piece = self._tls.unseal()
+            except ssl.SSLError as error:
+                self._ended(error)
+                return
+            reply = self._tls.outgoing()
+            if reply:
+                self._write_raw(reply)
+            if piece is None:
+                return
+            if not piece:
+                self._ended(None)
+                return
+            self._tell(self._listener.on_bytes, piece, stamp_ns)
+
+    def _ended(self, error: OSError | None) -> None:
+        error = error or self._broken
+        self.close()
+        self._tell(self._listener.on_end, error, max(now_ns(), self.floor_ns))
+
+    def _tell(self, what: Callable[..., None], *arguments: Any) -> None:
+        try:
+            what(*arguments)
+        except Exception as bug:  # noqa: BLE001  # the hub would only print it: the waiting greenlet raises it
+            self._crashed(bug)
+
+    def _crashed(self, bug: Exception) -> None:
+        self.close()
+        self._listener.on_bug(bug)
+
+
+class _Tls:
+    """TLS over bytes in memory: the socket, and so the stamp, stays ours."""
+
+    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = context.wrap_bio(self._in, self._out, server_hostname=host)
+
+    @property
+    def protocol(self) -> str | None:
+        """What ALPN agreed on."""
+        return self._session.selected_alpn_protocol()
+
+    def handshake(self) -> bool:
+        """One step; True when done, False when more of the peer's bytes are wanted."""
+        try:
+            self._session.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def take(self, ciphertext: bytes) -> None:
+        self._in.write(ciphertext)
+
+    def take_end(self) -> None:
+        self._in.write_eof()
+
+    def seal(self, plaintext: bytes) -> bytes:
+        self._session.write(plaintext)
+        return self._out.read()
+
+    def unseal(self) -> bytes | None:
+        """The next plaintext; None if more ciphertext is wanted, empty at the peer's goodbye."""
+        try:
+            return self._session.read(_READ_BYTES)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLZeroReturnError:
+            return b""
+
+    def outgoing(self) -> bytes:
+        return self._out.read() if self._out.pending else b""
+
+
+def tls_context(protocol: str) -> ssl.SSLContext:
+    """A context that verifies against the system's authorities and offers one protocol by ALPN."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols([protocol])
+    return context
+
+
+def connect(
+    host: str,
+    port: int,
+    listener: Listener,
+    *,
+    timeout_ns: int,
+    tls: ssl.SSLContext | None,
+    protocol: str,
+    stamps: str,
+) -> Transport:
+    """Connect from a greenlet: resolve, TCP, and TLS if there is a context for it.
+
+    Args:
+        host: name or address; also the server name of the TLS handshake.
+        port: TCP port.
+        listener: who is told what comes.
+        timeout_ns: for all of it together.
+        tls: a shared context, or None for plain TCP.
+        protocol: what ALPN must agree on; HTTP/1.1 may go unsaid.
+        stamps: `kernel` or `user`.
+
+    Raises:
+        UnreachableError: with the outcome and its text.
+    """
+    sock = None
+    with gevent.Timeout(max(timeout_ns, 0) / 1e9) as timeout:
+        try:
+            sock = _connect_tcp(host, port, stamps)
+            session = None if tls is None else _handshake(sock, tls, host, protocol)
+            transport = Transport(sock, session, listener, stamps=stamps)
+        except gevent.Timeout as late:
+            if late is not timeout:
+                raise
+            raise UnreachableError(Outcome.TIMEOUT, "connect timeout") from None
+        except ssl.SSLCertVerificationError as error:
+            raise UnreachableError(Outcome.CONNECT_ERROR, f"TLS: {_reason(error.verify_message)}") from None
+        except ssl.SSLError as error:
+            raise UnreachableError(Outcome.CONNECT_ERROR, f"TLS: {_reason(error.reason)}") from None
+        except names.gaierror:
+            raise UnreachableError(Outcome.CONNECT_ERROR, "name not found") from None
+        except OSError as error:
+            raise UnreachableError(Outcome.CONNECT_ERROR, f"connect: {cause(error)}") from None
+        else:
+            sock = None
+            return transport
+        finally:
+            if sock is not None:
+                sock.close()
+
+
+def cause(error: OSError | None) -> str:
+    """A few words for an error of a socket."""
+    if error is None:
+        return "closed"
+    if error.errno in {errno.ECONNRESET, errno.EPIPE}:
+        return "reset"
+    if isinstance(error, ssl.SSLError):
+        return _reason(error.reason)
+    return os.strerror(error.errno).lower() if error.errno else "failed"
+
+
+def _reason(text: str | None) -> str:
+    return (text or "failed").replace("_", " ").lower()
+
+
+def _connect_tcp(host: str, port: int, stamps: str) -> Any:
+    failure: OSError | None = None
+    for family, address in _addresses(host, port):
+        sock = _socket(family, names.SOCK_STREAM)
+        try:
+            _connect_one(sock, address, stamps)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:  # a timeout or a kill
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure or OSError(errno.EADDRNOTAVAIL, "no address")
+
+
+def _connect_one(sock: Any, address: Any, stamps: str) -> None:
+    sock.setblocking(False)
+    sock.setsockopt(names.IPPROTO_TCP, names.TCP_NODELAY, 1)
+    if stamps == "kernel":
+        sock.setsockopt(names.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    code = sock.connect_ex(address)
+    if code in {errno.EINPROGRESS, errno.EWOULDBLOCK}:
+        _until(sock, _WRITE)
+        code = sock.getsockopt(names.SOL_SOCKET, names.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
+    for family in (names.AF_INET, names.AF_INET6):
+        try:
+            names.inet_pton(family, host)
+        except OSError:
+            continue
+        return [(family, (host, port))]
+    found = cooperative.getaddrinfo(host, port, 0, names.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _handshake(sock: Any, context: ssl.SSLContext, host: str, protocol: str) -> _Tls:
+    session = _Tls(context, host)
+    try:
+        while not session.handshake():
+            _send_all(sock, session.outgoing())
+            _until(sock, _READ)
+            ciphertext = sock.recv(_READ_BYTES)
+            if ciphertext:
+                session.take(ciphertext)
+            else:
+                session.take_end()
+    finally:
+        # The last flight; or the alert that tells the peer why.
+        _send_all(sock, session.outgoing())
+    agreed = session.protocol or ("http/1.1" if protocol == "http/1.1" else "none")
+    if agreed != protocol:
+        raise UnreachableError(Outcome.CONNECT_ERROR, f"TLS: the server does not offer {protocol}")
+    return session
+
+
+def _send_all(sock: Any, payload: bytes) -> None:
+    while payload:
+        try:
+            payload = payload[sock.send(payload) :]
+        except BlockingIOError:
+            _until(sock, _WRITE)
+
+
+def _until(sock: Any, events: int) -> None:
+    """Sleep until the socket is ready."""
+    hub = get_hub()
+    watcher = hub.loop.io(sock.fileno(), events)
+    try:
+        hub.wait(watcher)
+    finally:
+        watcher.close()

@@ -1,0 +1,390 @@
+"""One run from scenario to verdict: start the processes, watch them, close the books, judge.
+
+The load is Locust's, in processes of its own: this process never imports it, so it is never
+monkey-patched, and what it computes meanwhile (progress, percentiles) costs the measuring path nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+
+from harness import runlog
+from harness.analysis.live import Live
+from harness.analysis.measures import judged_window, measure
+from harness.analysis.summary import summarise
+from harness.analysis.validity import validate
+from harness.errors import EngineError
+from harness.record import Manifest, Run, Sample
+from harness.report import machine
+from harness.report.facts import RunReport
+from harness.report.html import html
+from harness.report.junit import junit
+from harness.report.markdown import markdown
+from harness.report.progress import Progress
+from harness.slo import objectives as slo_objectives
+from harness.slo.verdict import judge
+from harness.telemetry.emit import Emitter
+from harness.workload import scenario as scenarios
+from harness.workload import schedule
+from harness.workload.scenario import Closed, Scenario
+
+MOCK_START_S = 20.0
+_POLL_S = 0.1
+_FOLLOW_S = 0.5
+
+
+def conduct(
+    scenario: Scenario,
+    *,
+    runs: Path,
+    workers: int = 1,
+    web: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Path:
+    """Run a scenario to its end, however it ends, and give its folder.
+
+    Args:
+        scenario: with `target: mock`, the bundled mock is started and stopped around the run.
+        runs: where the run folder is made.
+        workers: processes that carry the load.
+        web: serve Locust's web UI meanwhile.
+        on_progress: called about once a second.
+
+    Raises:
+        EngineError: the mock or Locust could not start.
+    """
+    folder = runlog.create(runs, scenario.name, datetime.now(UTC))
+    with _target(scenario, folder) as target:
+        plan = {
+            "scenario": scenarios.to_builtins(scenario),
+            "target": target,
+            "mock": scenario.target == "mock",
+        }
+        runlog.write_json(folder / "plan.json", plan)
+        with (folder / "locust.log").open("wb") as log:
+            engine = subprocess.Popen(  # noqa: S603 - our own words
+                _locust(folder, workers=workers, web=web),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches us alone: we pass it on once
+            )
+        _watch(engine, Watch(folder, scenario), on_progress)
+        if scenario.target == "mock":
+            _keep_truth(target, folder)
+    if not (folder / "run.json").exists():
+        raise EngineError(_why(folder, engine.returncode))
+    return folder
+
+
+@contextmanager
+def _target(scenario: Scenario, folder: Path) -> Iterator[str]:
+    """The URL to load; where it is the bundled mock's, the mock lives as long as the context."""
+    if scenario.target != "mock":
+        yield scenario.target
+        return
+    command = [sys.executable, "-m", "harness", "mock", "--port", "0", "--print-url", "--die-with-parent"]
+    command += ["--profile", scenario.mock.profile, "--seed", str(scenario.seed)]
+    if scenario.mock.faults:
+        command += ["--faults", scenario.mock.faults]
+    with (folder / "mock.log").open("wb") as log:
+        mock = subprocess.Popen(  # noqa: S603 - our own words
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+        )
+    assert mock.stdout is not None
+    try:
+        url = mock.stdout.readline().decode().strip()
+        if not url:
+            mock.wait()
+            raise EngineError(f"the mock did not start: {_tail(folder / 'mock.log')}")
+        yield url
+    finally:
+        mock.terminate()
+        try:
+            mock.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            mock.kill()
+            mock.wait()
+        mock.communicate()
+
+
+def _locust(folder: Path, *, workers: int, web: bool) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(_locustfile("mixed.py")),
+        "--run-folder",
+        str(folder),
+    ]
+    command += (
+        ["--only-summary", "--autostart", "--autoquit", "0"] if web else ["--headless", "--only-summary"]
+    )
+    if web:
+        command += ["--web-host", "127.0.0.1"]
+    if workers > 1:
+        port = str(_free_port())
+        command += ["--processes", str(workers), "--master-bind-host", "127.0.0.1"]
+        command += ["--master-bind-port", port, "--master-port", port]
+    return command
+
+
+def _locustfile(name: str) -> Path:
+    """A shipped locustfile: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "locustfiles" / name
+    return inside if inside.exists() else package.parent / "locustfiles" / name
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _watch(engine: subprocess.Popen[bytes], watch: Watch, on_progress: Callable[[Progress], None]) -> None:
+    """Show progress until the engine ends; pass Ctrl-C and SIGTERM on to it."""
+
+    def pass_on(_number: int, _frame: object) -> None:
+        engine.send_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        shown = 0.0
+        while engine.poll() is None:
+            time.sleep(_POLL_S)
+            if time.monotonic() - shown >= 1:
+                shown = time.monotonic()
+                on_progress(watch.look())
+        on_progress(watch.look())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Watch:
+    """Reads a run's progress from what its workers have written so far."""
+
+    def __init__(self, folder: Path, scenario: Scenario) -> None:
+        self._folder = folder
+        self._planned = schedule.planned(scenario)
+        self._duration_s = scenario.duration_s
+        self._tails: dict[int, runlog.Tail] = {}
+        self._live = Live()
+        self._run: Run | None = None
+
+    def look(self) -> Progress:
+        """Where the run stands now."""
+        for worker in runlog.workers_of(self._folder):
+            tail = self._tails.setdefault(worker, runlog.Tail(runlog.records_path(self._folder, worker)))
+            for batch in tail.poll():
+                self._live.feed(pa.Table.from_batches([batch]))
+        latest: dict[int, Sample] = {s.worker: s for s in runlog.read_samples(self._folder)}
+        now = list(latest.values())
+        elapsed_s = self._elapsed_s()
+        remaining_s = None if self._duration_s is None else max(0.0, self._duration_s - elapsed_s)
+        figures = self._live.figures()
+        return Progress(
+            elapsed_s=elapsed_s,
+            remaining_s=remaining_s,
+            due=sum(sample.due for sample in now),
+            started=sum(sample.started for sample in now),
+            in_flight=sum(sample.in_flight for sample in now),
+            done=figures.done,
+            errors=figures.errors,
+            response_p50_s=figures.response_p50_s,
+            response_p99_s=figures.response_p99_s,
+            ttft_p99_s=figures.ttft_p99_s,
+            tokens_per_s=figures.completion_tokens / elapsed_s if elapsed_s > 0 else None,
+            note="" if self._run else "starting",
+        )
+
+    def _elapsed_s(self) -> float:
+        if self._run is None and (self._folder / "run.json").exists():
+            self._run = runlog.read_run(self._folder)
+        return 0.0 if self._run is None else max(0.0, (time.time_ns() - self._run.start.wall_ns) / 1e9)
+
+
+def _keep_truth(target: str, folder: Path) -> None:
+    """Copy the mock's truth log beside the records, before the mock goes."""
+    try:
+        truth = httpx.get(f"{target}/__truth", timeout=30).raise_for_status().content
+    except httpx.HTTPError:
+        return  # a dead mock shows in the records; its log is a bonus
+    runlog.write_bytes(folder / "truth.jsonl", truth)
+
+
+def _why(folder: Path, code: int | None) -> str:
+    return f"the load generator ended with code {code} before the run began: {_tail(folder / 'locust.log')}"
+
+
+def _tail(path: Path, lines: int = 5) -> str:
+    text = path.read_text(errors="replace").strip().splitlines()
+    return " | ".join(text[-lines:]) if text else f"{path.name} is empty"
+
+
+# -- after the run -----------------------------------------------------------------------------------------
+
+
+def close(folder: Path) -> Manifest:
+    """Merge the workers' logs and write the manifest, once; a killed run is closed as such.
+
+    Raises:
+        RunLogError: the folder is not a run folder.
+    """
+    run = runlog.read_run(folder)
+    if (folder / "manifest.json").exists() and (folder / "requests.parquet").exists():
+        return runlog.read_manifest(folder)
+    table, torn_bytes = runlog.merge(folder)
+    ledgers = runlog.read_ledgers(folder)
+    end = runlog.read_end(folder)
+    claimed = sum(ledger.planned for ledger in ledgers)
+    planned = schedule.planned(scenarios.from_builtins(run.scenario))
+    manifest = runlog.reconcile(
+        ledgers,
+        planned=claimed if planned is None else planned,
+        rows=len(table),
+        stop_reason="killed" if end is None else end.stop_reason,
+        torn_bytes=torn_bytes,
+    )
+    runlog.write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def judged(folder: Path, thresholds: tuple[str, ...] = ()) -> RunReport:
+    """Compute everything that is said about a closed run.
+
+    Args:
+        folder: the run folder; closed first if it was not.
+        thresholds: objectives to judge by instead of the scenario's.
+
+    Raises:
+        RunLogError: the folder is not a run folder.
+        ConfigError: an objective cannot be read.
+    """
+    manifest = close(folder)
+    run = runlog.read_run(folder)
+    scenario = scenarios.from_builtins(run.scenario)
+    records = runlog.read_requests(folder)
+    samples = runlog.read_samples(folder)
+    telemetry = runlog.read_telemetry(folder)
+    wanted = thresholds or scenario.objectives
+    objectives = slo_objectives.load(wanted, source=f"run {folder.name}", base=Path.cwd())
+    measures = measure(records)
+    ends_by_the_clock = manifest.stop_reason == "completed" and scenario.count is None
+    duration_s = scenario.duration_s if ends_by_the_clock else None
+    window = judged_window(
+        measures,
+        warm_up_s=float(scenario.warm_up_s),
+        duration_s=None if duration_s is None else float(duration_s),
+    )
+    planned = _planned_within(scenario, window)
+    validity = validate(
+        measures,
+        objectives,
+        window,
+        run=run,
+        manifest=manifest,
+        samples=samples,
+        planned=planned,
+        telemetry=telemetry,
+    )
+    return RunReport(
+        run=run,
+        summary=summarise(measures, objectives, window, planned=planned),
+        verdict=judge(measures, objectives, validity, window),
+        manifest=manifest,
+        samples=samples,
+        records=records,
+        telemetry=telemetry,
+        folder=_short(folder),
+    )
+
+
+def _planned_within(scenario: Scenario, window: tuple[float, float]) -> int | None:
+    """Arrivals that the schedule holds in the window; None in a closed loop."""
+    if isinstance(scenario.arrivals, Closed):
+        return None
+    low_ns, high_ns = (round(edge_s * 1e9) for edge_s in window)
+    due_ns = (arrival.due_ns for arrival in schedule.arrivals(scenario))
+    return sum(1 for each_ns in due_ns if each_ns is not None and low_ns <= each_ns < high_ns)
+
+
+def write_reports(folder: Path, report: RunReport) -> None:
+    """Write the forms of the report that people and machines open: HTML, Markdown, JUnit, JSON."""
+    runlog.write_bytes(folder / "summary.json", machine.to_json(report))
+    runlog.write_bytes(folder / "report.md", markdown(report).encode())
+    runlog.write_bytes(folder / "junit.xml", junit(report).encode())
+    runlog.write_bytes(folder / "report.html", html(report).encode())
+
+
+def _short(folder: Path) -> str:
+    """The folder as the reader would type it."""
+    relative = os.path.relpath(folder)
+    return relative if not relative.startswith("..") else str(folder)
+
+
+def check_objectives(scenario: Scenario) -> None:
+    """Read the objectives before any load is sent, so that a mistake costs nothing.
+
+    Raises:
+        ConfigError: an objective cannot be read.
+    """
+    slo_objectives.load(scenario.objectives, source=f"scenario {scenario.name!r}", base=Path.cwd())
+
+
+_FORMS: dict[str, Callable[[RunReport], str]] = {
+    "html": html,
+    "markdown": markdown,
+    "junit": junit,
+    "json": lambda report: machine.to_json(report).decode(),
+}
+
+
+def rendered(report: RunReport, form: str) -> str:
+    """One form of the report as text: `html`, `markdown`, `junit` or `json`."""
+    return _FORMS[form](report)
+
+
+# -- the side process that tells machines -----------------------------------------------------------------
+
+
+def emit(folder: Path, environ: Mapping[str, str], *, follow: bool) -> None:
+    """Make spans and metrics from a run's records; with `follow`, until the run has ended.
+
+    The engine's death ends it too: what reached the log by then is exported.
+    """
+    run = runlog.read_run(folder)
+    scenario = scenarios.from_builtins(run.scenario)
+    wanted = slo_objectives.load(scenario.objectives, source=f"run {folder.name}", base=Path.cwd())
+    thresholds_s = [each.threshold for each in wanted if each.threshold is not None]
+    emitter = Emitter(run, folder, environ=environ, thresholds_s=thresholds_s)
+    tails: dict[int, runlog.Tail] = {}
+    parent = os.getppid()
+    if follow:
+        os.nice(10)
+    while True:
+        # Asked before reading: what was written before the end is then sure to be read below.
+        ended = not follow or runlog.read_end(folder) is not None or os.getppid() != parent
+        for worker in runlog.workers_of(folder):
+            tail = tails.setdefault(worker, runlog.Tail(runlog.records_path(folder, worker)))
+            for batch in tail.poll():
+                emitter.feed(batch)
+        if ended:
+            break
+        time.sleep(_FOLLOW_S)
+    runlog.write_json(folder / "telemetry.json", emitter.finish())

@@ -1,0 +1,71 @@
+"""Breaks connections below HTTP, where the server's library offers no way to.
+
+The library owns the sockets, but they belong to this process: the one whose peer is the client's address
+is found among the process's file descriptors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+
+_LINGER_0 = struct.pack("ii", 1, 0)
+
+
+def break_connection(client: str, *, reset: bool) -> bool:
+    """End a client's TCP connection at once; on HTTP/2 that ends all its streams.
+
+    Args:
+        client: the peer's address, `host:port`.
+        reset: by RST rather than FIN.
+
+    Returns:
+        Whether the connection was found; it is not if the client has closed it already.
+    """
+    found = _find(client)
+    if found is None:
+        return False
+    with found:
+        if not reset:
+            found.shutdown(socket.SHUT_RDWR)
+            return True
+        # The library sees the end of input, closes its descriptor, and closing with linger 0 sends RST.
+        # Shutting the sending side too would send FIN first.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
+        found.shutdown(socket.SHUT_RD)
+    return True
+
+
+def _find(client: str) -> socket.socket | None:
+    host, _, port = client.rpartition(":")
+    peer = (host.strip("[]"), int(port))
+    for path in Path("/dev/fd").iterdir():
+        found = _socket(int(path.name))
+        if found is None:
+            continue
+        try:
+            if found.getpeername()[:2] == peer:
+                return found
+        except OSError as error:
+            if error.errno not in {errno.ENOTCONN, errno.EINVAL}:
+                raise
+        found.close()
+    return None
+
+
+def _socket(descriptor: int) -> socket.socket | None:
+    """The internet socket behind a descriptor, as a descriptor of its own."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return None
+    except OSError:
+        return None  # The descriptor of the listing itself, closed by now.
+    found = socket.socket(fileno=os.dup(descriptor))
+    if found.family in {socket.AF_INET, socket.AF_INET6}:
+        return found
+    found.close()
+    return None

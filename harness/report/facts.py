@@ -1,0 +1,245 @@
+"""What every form of the report says, before it is laid out for a terminal, a page or a machine."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pyarrow as pa
+
+from harness.analysis.measures import MEASURES
+from harness.analysis.stats import allowed_share
+from harness.analysis.summary import Distribution, Group, Summary
+from harness.record import Manifest, Run, Sample, TelemetryLedger
+from harness.report import numbers
+from harness.slo.verdict import Judged, State, Verdict
+
+
+class RunReport(msgspec.Struct, frozen=True):
+    """Everything a report is made from."""
+
+    run: Run
+    summary: Summary
+    verdict: Verdict
+    manifest: Manifest
+    samples: list[Sample]
+    records: pa.Table
+    """Of runlog.MERGED_SCHEMA."""
+    telemetry: TelemetryLedger | None = None
+    folder: str = ""
+    """The run folder, as the reader would type it; empty if the report is not in one."""
+
+
+class ObjectiveRow(msgspec.Struct, frozen=True):
+    """One objective in words."""
+
+    name: str
+    expression: str
+    scope: str
+    """The kind of traffic it is for."""
+    state: State
+    observed: str
+    """The percentile or rate that people call it by, with its interval."""
+    bad: str
+    """Bad requests of those judged."""
+    bound: str
+    """What the bad share is shown to be at most, or at least where that is what decides."""
+    allowed: str
+    budget_used: float | None
+    needed: str
+    """What would decide it; empty once it is decided."""
+    reason: str
+
+
+class LatencyRow(msgspec.Struct, frozen=True):
+    """One measure of one kind of traffic."""
+
+    kind: str
+    measure: str
+    """As people call it."""
+    n: str
+    quantiles: dict[str, str]
+    """By name, each with its interval."""
+    maximum: str
+
+
+_LABELS = {"response": "response", "service": "service", "ttft": "TTFT", "itl": "ITL", "tpot": "TPOT"}
+"""The measures that every report shows, in order, and what people call them."""
+
+
+def shown(verdict: Verdict) -> dict[str, str]:
+    """The times that the report shows and what people call them: the usual ones, and what is judged."""
+    judged = [
+        each.objective.measure
+        for each in verdict.objectives
+        if each.objective.measure in MEASURES and MEASURES[each.objective.measure].unit == "s"
+    ]
+    return {name: _LABELS.get(name, name.replace("_", " ")) for name in [*_LABELS, *judged]}
+
+
+def meaning(measure: str) -> str:
+    """The measure's definition in a few words."""
+    return "gap between successive chunks of a stream" if measure == "itl" else MEASURES[measure].meaning
+
+
+def headline(report: RunReport) -> str:
+    """The verdict in one sentence."""
+    return sentence(report.verdict.reason)
+
+
+# XML 1.0 cannot hold these, escaped or not; a terminal obeys some of them.
+_UNPRINTABLE = re.compile("[^\t\n\r\u0020-\u007e\u00a0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def printable(text: str) -> str:
+    """The text with each control character and lone surrogate replaced by U+FFFD."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def sentence(text: str) -> str:
+    """The text with a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def remedies(verdict: Verdict) -> list[str]:
+    """What to do about the instrument, if it failed."""
+    return [sentence(each.remedy) for each in verdict.validity.checks if not each.passed and each.remedy]
+
+
+def objective_rows(verdict: Verdict) -> list[ObjectiveRow]:
+    """The objectives in the order in which they were given."""
+    return [_objective_row(each) for each in verdict.objectives]
+
+
+def _objective_row(judged: Judged) -> ObjectiveRow:
+    objective = judged.objective
+    needed = "" if judged.more_needed is None else f"{numbers.count(judged.more_needed)} more good ones"
+    return ObjectiveRow(
+        name=objective.name,
+        expression=objective.expression,
+        scope=objective.kind or "all",
+        state=judged.state,
+        observed=numbers.figure_text(judged.observed),
+        bad=f"{numbers.count(judged.bad)} of {numbers.count(judged.n)}",
+        bound=_bound(judged),
+        allowed=numbers.target_share(allowed_share(objective.target)),
+        budget_used=judged.budget_used,
+        needed=needed,
+        reason=judged.reason,
+    )
+
+
+def _bound(judged: Judged) -> str:
+    # A failure is proven by the lower bound, everything else by the upper one.
+    if judged.state is State.FAIL and judged.bad_share.low is not None:
+        return f"≥ {numbers.share(judged.bad_share.low)}"
+    return f"≤ {numbers.share(judged.bad_share.high)}"
+
+
+def groups(summary: Summary) -> list[Group]:
+    """Each kind of traffic, after all of it where there is more than one."""
+    return [summary.total, *summary.kinds] if len(summary.kinds) > 1 else [summary.total]
+
+
+def latency_rows(report: RunReport) -> list[LatencyRow]:
+    """The measures of each kind of traffic, all of it first."""
+    return [
+        _latency_row(group.kind, label, group.distributions[measure])
+        for group in groups(report.summary)
+        for measure, label in shown(report.verdict).items()
+        if measure in group.distributions
+    ]
+
+
+def _latency_row(kind: str, label: str, distribution: Distribution) -> LatencyRow:
+    unit = distribution.unit
+    return LatencyRow(
+        kind=kind,
+        measure=label,
+        n=numbers.count(distribution.n),
+        quantiles={name: numbers.figure_text(figure) for name, figure in distribution.quantiles.items()},
+        maximum=numbers.quantity(distribution.maximum, unit),
+    )
+
+
+def outcome_names(summary: Summary) -> list[str]:
+    """The outcomes that occurred, most frequent first."""
+    outcomes = summary.total.outcomes
+    return sorted((name for name in outcomes if outcomes[name]), key=lambda name: (-outcomes[name], name))
+
+
+def outcomes_line(group: Group) -> str:
+    """`3,590 ok, 8 timeout`, most frequent first."""
+    ordered = sorted(group.outcomes.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{numbers.count(n)} {name}" for name, n in ordered if n) or "no requests"
+
+
+def ledger_line(manifest: Manifest) -> str:
+    """The books in one sentence, balanced or not."""
+    books = (
+        f"{numbers.count(manifest.planned)} planned = {numbers.count(manifest.started)} started + "
+        f"{numbers.count(manifest.dropped)} dropped + {numbers.count(manifest.not_started)} not started + "
+        f"{numbers.count(manifest.lost)} lost; {numbers.count(manifest.started)} started = "
+        f"{numbers.count(manifest.finished)} finished + {numbers.count(manifest.cut_off)} cut off; "
+        f"{numbers.count(manifest.records)} records"
+    )
+    return books if not manifest.imbalances else f"{books}. NOT BALANCED: {'; '.join(manifest.imbalances)}"
+
+
+def telemetry_line(ledger: TelemetryLedger | None) -> str:
+    """What became of the spans and metrics, in one sentence."""
+    if ledger is None:
+        return "off, or not ended when the report was made"
+    line = (
+        f"{numbers.count(ledger.spans)} spans from {numbers.count(ledger.records)} records: "
+        f"{numbers.count(ledger.exported)} exported, {numbers.count(ledger.dropped)} sampled out, "
+        f"{numbers.count(ledger.failed)} failed; {numbers.count(ledger.metric_points)} metric points, "
+        f"{numbers.count(ledger.metric_points_failed)} failed; to {ledger.destination}"
+    )
+    return line if not ledger.errors else f"{line}. {'; '.join(ledger.errors)}"
+
+
+def instrument_line(verdict: Verdict) -> str:
+    """The instrument's judgement of itself in one sentence."""
+    validity = verdict.validity
+    passed = sum(check.passed for check in validity.checks)
+    tally = f"{passed} of {len(validity.checks)} checks passed"
+    if validity.valid:
+        return f"valid, {tally}"
+    causes = [sentence(each.cause) for each in validity.checks if not each.passed]
+    return " ".join([f"NOT VALID, {tally}.", *causes, *remedies(verdict)])
+
+
+def window_line(summary: Summary) -> str:
+    """Which part of the run was judged, and at what rate."""
+    low, high = summary.window_s
+    planned = summary.planned_rate
+    plan = "" if planned is None else f", {numbers.quantity(planned, '1/s')} planned"
+    return (
+        f"{numbers.count(summary.total.requests)} requests due from {numbers.quantity(low, 's')} to "
+        f"{numbers.quantity(high, 's')}; arrivals {numbers.figure_text(summary.arrivals)}{plan}"
+    )
+
+
+def stopped_early(manifest: Manifest) -> str:
+    """Why the run ended before its time; empty if it did not."""
+    return {
+        "interrupted": "The run was interrupted; this is what it had recorded until then.",
+        "spend_cap": "The run reached its spend cap; this is what it had recorded until then.",
+        "killed": "The run was killed; this is what reached the disk.",
+    }.get(manifest.stop_reason, "")
+
+
+def repeat_command(run: Run) -> str:
+    """The command that sends the same requests at the same times, given the scenario as a file."""
+    target = "mock" if run.mock else run.target
+    return f"harness run scenario.yaml --seed {run.seed} --workers {run.workers} --target {target}"
+
+
+def thresholds(verdict: Verdict, measure: str) -> list[tuple[str, float, float, str | None]]:
+    """The objectives on a measure that is a time: (name, threshold in seconds, target share, kind)."""
+    return [
+        (each.objective.name, each.objective.threshold, each.objective.target, each.objective.kind)
+        for each in verdict.objectives
+        if each.objective.measure == measure and each.objective.threshold is not None
+    ]

@@ -1,0 +1,44 @@
+"""The report for machines: summary.json, with keys that stay.
+
+    schema      1; raised when a key changes its meaning or goes
+    verdict     state, exit_code, reason, objectives (slo.verdict.Judged each)
+    validity    valid, checks (analysis.validity.Check each)
+    summary     analysis.summary.Summary: window_s, arrivals, total, kinds, batch, slowest, failed
+    manifest    record.Manifest: the books
+    telemetry   record.TelemetryLedger, or null
+    run         record.Run: the header; with the scenario it holds all that is needed to repeat the run
+
+Times are seconds, shares are of one, `n` counts what a figure rests on, a figure that cannot be given
+is null. No prompt and no answer is in it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from harness.report.facts import RunReport
+
+SCHEMA = 1
+
+
+def to_json(report: RunReport) -> bytes:
+    """The bytes of summary.json, indented, ending in a newline."""
+    verdict = report.verdict
+    document = {
+        "schema": SCHEMA,
+        "verdict": {
+            "state": verdict.state,
+            "exit_code": verdict.exit_code,
+            "reason": verdict.reason,
+            "objectives": verdict.objectives,
+        },
+        "validity": {
+            "valid": verdict.validity.valid,
+            "checks": verdict.validity.checks,
+        },
+        "summary": report.summary,
+        "manifest": report.manifest,
+        "telemetry": report.telemetry,
+        "run": report.run,
+    }
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"

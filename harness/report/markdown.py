@@ -1,0 +1,98 @@
+"""The report as GitHub-flavoured Markdown, short enough for a pull request's comment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from harness.report import facts, numbers
+from harness.report.facts import RunReport
+
+_QUANTILES = ("p50", "p90", "p99")
+# Everything that Markdown or HTML could take for markup, and the bar that ends a table's cell.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&@!])")
+
+
+def markdown(report: RunReport) -> str:
+    """Lay the report out; texts from the run are escaped."""
+    parts = [
+        f"## {report.verdict.state}: {_plain(report.run.name)}",
+        _plain(facts.headline(report)),
+        _plain(facts.stopped_early(report.manifest)),
+        "### Objectives",
+        _objectives(report),
+        "### Latency",
+        _latency(report),
+        "<details><summary>Traffic, instrument and how to repeat it</summary>",
+        _traffic(report),
+        _list(report),
+        "</details>",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _list(report: RunReport) -> str:
+    run = report.run
+    commit = run.git_commit or "unknown"
+    lines = {
+        "Judged": facts.window_line(report.summary),
+        "Instrument": facts.instrument_line(report.verdict),
+        "Ledger": facts.ledger_line(report.manifest),
+        "Telemetry": facts.telemetry_line(report.telemetry),
+        "Run": f"{run.run_id}, target {run.target}, commit {commit}",
+        "To repeat it": facts.repeat_command(run),
+    }
+    return "\n".join(f"- **{name}**: {_plain(line)}" for name, line in lines.items())
+
+
+def _objectives(report: RunReport) -> str:
+    rows = (
+        (row.expression, f"**{row.state}**", row.observed, row.bad, row.bound, row.allowed, row.needed)
+        for row in facts.objective_rows(report.verdict)
+    )
+    header = ("objective", "verdict", "observed [95 %]", "bad / n", "shown", "allowed", "needed")
+    return _table(header, "ll rrrr l", rows, plain={1})
+
+
+def _latency(report: RunReport) -> str:
+    rows = (
+        (row.kind, row.measure, *(row.quantiles.get(q, numbers.NONE) for q in _QUANTILES), row.maximum, row.n)
+        for row in facts.latency_rows(report)
+    )
+    return _table(("kind", "measure", "P50", "P90", "P99", "max", "n"), "ll rrrrr", rows)
+
+
+def _traffic(report: RunReport) -> str:
+    rows = (
+        (
+            group.kind,
+            numbers.figure_text(group.rate),
+            numbers.figure_text(group.goodput),
+            numbers.figure_text(group.tokens_per_s),
+            numbers.figure_text(group.error_rate),
+            numbers.count(group.requests),
+            facts.outcomes_line(group),
+        )
+        for group in facts.groups(report.summary)
+    )
+    return _table(("kind", "rate", "goodput", "tokens", "errors", "n", "outcomes"), "l rrrrr l", rows)
+
+
+def _table(
+    header: Sequence[str],
+    alignment: str,
+    rows: Iterable[Sequence[str]],
+    plain: frozenset[int] | set[int] = frozenset(),
+) -> str:
+    rule = [{"l": ":--", "r": "--:"}[side] for side in alignment.replace(" ", "")]
+    lines = [_line(header), _line(rule)]
+    lines += [_line([cell if at in plain else _plain(cell) for at, cell in enumerate(row)]) for row in rows]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))

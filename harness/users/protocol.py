@@ -1,0 +1,450 @@
+"""Leases, drain and the end of a run, over Locust's own runners and messages.
+
+    master (or the only process)                 worker
+    ────────────────────────────                 ──────
+    test_start: make the run folder
+    spawning_complete:        ── lease ────────► build the share: schedule, prompts, connections
+                              ◄─ ready ─────────
+    all ready: write run.json ── go(origin) ───► walk the schedule
+                              ◄─ exhausted ─────  every arrival has ended
+    all exhausted: stop
+    test_stopping:            ── drain ────────► stop dispatching, let requests end, close the log
+                              ◄─ drained ───────  the books
+    write end.json, wait for telemetry, judge
+
+`test_stopping` fires inside Locust's stop and quit before anything else, whatever the cause (-t, the web
+UI, Ctrl-C, the schedule's end), so no record is lost to a worker that is told to quit. Workers ignore
+SIGINT until they have drained: the master decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gevent
+import msgspec
+from dotenv import load_dotenv
+from gevent.event import Event
+from locust import events
+from locust.dispatch import UsersDispatcher
+from locust.env import Environment
+from locust.runners import LocalRunner, MasterRunner, Runner, WorkerNode, WorkerRunner
+
+from harness import clock, runlog
+from harness.client.transport import STAMPS
+from harness.errors import ConfigError, EngineError
+from harness.record import End, Kind, Outcome, Record, WorkerLedger
+from harness.users.header import header
+from harness.users.line import lines
+from harness.users.worker import Lease, Worker
+from harness.workload import scenario as scenarios
+from harness.workload import schedule
+from harness.workload.scenario import Closed, Scenario
+
+_log = logging.getLogger(__name__)
+
+READY_S = 60.0
+"""A worker that has not built its share by then is left out."""
+GO_AHEAD_S = 0.5
+"""The start is set this far ahead, so that every worker has heard of it."""
+TELEMETRY_S = 60.0
+"""How long the end of a run waits for the spans to be exported."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What `harness run` leaves in the run folder for the engine (plan.json)."""
+
+    scenario: dict[str, Any]
+    target: str
+    mock: bool
+
+
+class RemoteFault(Exception):  # noqa: N818 - shown in Locust's failure table; nobody raises it
+    """A failed request, as Locust's statistics want it."""
+
+
+_role: Local | Master | Member | None = None
+"""What this process is; one Locust environment a process."""
+
+
+def current() -> Local | Member:
+    """The role of this process that carries traffic."""
+    if not isinstance(_role, Local | Member):
+        raise EngineError("users can only run in a Locust process that was started with a locustfile")
+    return _role
+
+
+class _Carrier:
+    """What a process that carries traffic does: build its share, serve its users, drain."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.worker: Worker | None = None
+        self._built = Event()
+        self._fire: Callable[..., None] = environment.events.request.fire
+
+    def build(self, scenario: Scenario, target: str, lease: Lease) -> Worker:
+        shared = lines(target, scenario, os.environ, worker=lease.worker)
+        self.worker = Worker(scenario, lease, shared, self._tell_locust)
+        self._built.set()
+        return self.worker
+
+    def serve(self, kind: Kind) -> None:
+        """Be a virtual user of this kind until the run is over."""
+        self._built.wait()
+        assert self.worker is not None
+        self.worker.serve(kind)
+
+    def drain(self, patience_s: float) -> WorkerLedger:
+        assert self.worker is not None
+        hurried = Event()
+        before = signal.signal(signal.SIGINT, lambda *_: hurried.set())
+        try:
+            return self.worker.drain(patience_s, hurried.is_set)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            self.worker = None
+            self._built.clear()
+
+    def _tell_locust(self, record: Record) -> None:
+        ok = record.outcome == Outcome.OK
+        self._fire(
+            request_type=record.kind,
+            name=record.dialect,
+            response_time=_response_ms(record),
+            response_length=record.bytes_in,
+            exception=None if ok else RemoteFault(f"{record.outcome}: {record.error}"),
+            context={"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
+        )
+
+
+def _response_ms(record: Record) -> float | None:
+    """What Locust's own tables show: from due, as the report's. None for an arrival that was dropped."""
+    since_ns = record.started_ns if record.due_ns is None else record.due_ns
+    return None if record.ended_ns is None or since_ns is None else (record.ended_ns - since_ns) / 1e6
+
+
+class _Conductor:
+    """What the process that decides does: the folder, the header, the end."""
+
+    def __init__(self, environment: Environment, runner: Runner) -> None:
+        options = _options(environment)
+        self.environment = environment
+        self.runner = runner
+        self.plan_folder = Path(options.run_folder) if options.run_folder else None
+        self.mock = False
+        if self.plan_folder is not None:
+            plan = msgspec.json.decode((self.plan_folder / "plan.json").read_bytes(), type=Plan)
+            self.scenario = scenarios.from_builtins(plan.scenario)
+            self.mock = plan.mock
+            environment.host = plan.target
+        else:
+            self.scenario = scenarios.load(Path(options.scenario) if options.scenario else None)
+        self.folder: Path | None = None
+        self._emitter: subprocess.Popen[bytes] | None = None
+        self.scenario = _fit_users(environment, self.scenario)
+        _default_options(environment, self.scenario)
+        for hook, listener in (
+            (environment.events.test_start, self._on_test_start),
+            (environment.events.spawning_complete, self._on_spawning_complete),
+            (environment.events.test_stopping, self._on_test_stopping),
+            (environment.events.test_stop, self._on_test_stop),
+        ):
+            hook.add_listener(listener)  # type: ignore[no-untyped-call]
+
+    def _on_test_start(self, **_: object) -> None:
+        self.running = self.complete = False
+        root = Path(_options(self.environment).runs)
+        self.folder = self.plan_folder or runlog.create(root, self.scenario.name, datetime.now(UTC))
+        self.target = _target(self.environment, self.scenario)
+
+    def _on_spawning_complete(self, **_: object) -> None:
+        if not self.running:
+            self.running = True
+            gevent.spawn(self._begin).link_exception(self._on_broken)
+
+    def _on_broken(self, greenlet: gevent.Greenlet) -> None:
+        """A run that cannot begin says why and ends, whatever Locust makes of it."""
+        print(f"harness: {greenlet.exception}", file=sys.stderr, flush=True)  # noqa: T201 - the user's answer
+        self.environment.process_exit_code = 2
+        self.runner.quit()
+
+    def _begin(self) -> None:
+        raise NotImplementedError
+
+    def _drain(self) -> None:
+        raise NotImplementedError
+
+    def _write_header(self, workers: int) -> clock.Anchor:
+        assert self.folder is not None
+        now = clock.anchor()
+        ahead_ns = int(GO_AHEAD_S * 1e9)
+        start = clock.Anchor(wall_ns=now.wall_ns + ahead_ns, monotonic_ns=now.monotonic_ns + ahead_ns)
+        run = header(
+            self.scenario,
+            target=self.target,
+            workers=workers,
+            start=start,
+            mock=self.mock,
+            stamps=STAMPS,
+        )
+        runlog.write_json(self.folder / "run.json", run)
+        if self.scenario.telemetry:
+            self._emitter = _spawn_verb("emit", str(self.folder), "--follow")
+        return start
+
+    def _on_exhausted(self) -> None:
+        """The schedule has ended by itself: stop, as the user would."""
+        self.complete = True
+        headless = self.environment.web_ui is None or _options(self.environment).autoquit >= 0
+        gevent.spawn(self.runner.quit if headless else self.runner.stop)
+        if headless and self.environment.web_ui is not None:
+            gevent.spawn(self.environment.web_ui.stop)
+
+    def _on_test_stopping(self, **_: object) -> None:
+        if not self.running or self.folder is None or not (self.folder / "run.json").exists():
+            return
+        self._drain()
+        planned = schedule.planned(self.scenario)
+        reason = "completed" if self.complete else "interrupted"
+        runlog.write_json(self.folder / "end.json", End(planned=planned, stop_reason=reason))
+
+    def _on_test_stop(self, **_: object) -> None:
+        if self._emitter is not None:
+            with gevent.Timeout(TELEMETRY_S, exception=False):
+                while self._emitter.poll() is None:
+                    gevent.sleep(0.05)
+            if self._emitter.poll() is None:
+                self._emitter.kill()
+            self._emitter = None
+        if self.folder is None or not self.running:
+            return
+        self.running = False
+        self.environment.process_exit_code = 0
+        if self.plan_folder is None:  # nobody above us will judge
+            report = _spawn_verb("report", str(self.folder))
+            while report.poll() is None:
+                gevent.sleep(0.05)
+            self.environment.process_exit_code = report.returncode
+
+
+class Local(_Carrier, _Conductor):
+    """The only process of a run: decides and carries."""
+
+    def __init__(self, environment: Environment, runner: LocalRunner) -> None:
+        _Carrier.__init__(self, environment)
+        _Conductor.__init__(self, environment, runner)
+
+    def _begin(self) -> None:
+        assert self.folder is not None
+        worker = self.build(self.scenario, self.target, Lease(folder=str(self.folder), worker=0, workers=1))
+        worker.start(self._write_header(workers=1).monotonic_ns)
+        worker.exhausted.wait()
+        if self.worker is worker:
+            self._on_exhausted()
+
+    def _drain(self) -> None:
+        if self.worker is not None:
+            self.drain(self.scenario.drain_s)
+
+
+class Master(_Conductor):
+    """Decides for the workers, carries nothing."""
+
+    def __init__(self, environment: Environment, runner: MasterRunner) -> None:
+        super().__init__(environment, runner)
+        self.runner: MasterRunner = runner
+        self._leases: dict[str, int] = {}
+        self._heard: dict[str, set[str]] = {}
+        for kind in ("ready", "exhausted", "drained"):
+            runner.register_message(f"harness.{kind}", self._on_message)
+
+    def _begin(self) -> None:
+        ids = sorted(node.id for node in self.runner.clients.running + self.runner.clients.spawning)
+        self._leases = {client: number for number, client in enumerate(ids)}
+        self._heard = {"ready": set(), "exhausted": set(), "drained": set()}
+        for client, number in self._leases.items():
+            lease = {
+                "scenario": scenarios.to_builtins(self.scenario),
+                "target": self.target,
+                "folder": str(self.folder),
+                "worker": number,
+                "workers": len(ids),
+            }
+            self.runner.send_message("harness.lease", lease, client_id=client)
+        self._await("ready", READY_S)
+        start = self._write_header(workers=len(ids))
+        go = {"wall_ns": start.wall_ns, "monotonic_ns": start.monotonic_ns, "boot_id": clock.boot_id()}
+        for client in self._leases:
+            self.runner.send_message("harness.go", go, client_id=client)
+        if self._await("exhausted", None):
+            self._on_exhausted()
+
+    def _drain(self) -> None:
+        for client in self._live():
+            self.runner.send_message(
+                "harness.drain", {"patience_s": float(self.scenario.drain_s)}, client_id=client
+            )
+        self._await("drained", self.scenario.drain_s + 10)
+
+    def _on_message(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        self._heard[msg.type.removeprefix("harness.")].add(msg.node_id)
+
+    def _live(self) -> list[str]:
+        missing = {node.id for node in self.runner.clients.missing}
+        return [client for client in self._leases if client in self.runner.clients and client not in missing]
+
+    def _await(self, what: str, patience_s: float | None) -> bool:
+        """Wait until every live worker has said it; False if the run stopped or patience ended first."""
+        with gevent.Timeout(patience_s, exception=False):
+            while not self._heard[what].issuperset(self._live()):
+                if not self.running:
+                    return False
+                gevent.sleep(0.02)
+            return True
+        return False
+
+
+class Member(_Carrier):
+    """One of the master's workers."""
+
+    def __init__(self, environment: Environment, runner: WorkerRunner) -> None:
+        super().__init__(environment)
+        self.runner = runner
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the master decides
+        runner.register_message("harness.lease", self._on_lease, concurrent=True)
+        runner.register_message("harness.go", self._on_go, concurrent=True)
+        runner.register_message("harness.drain", self._on_drain, concurrent=True)
+
+    def _on_lease(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        offer = msg.data
+        scenario = scenarios.from_builtins(offer["scenario"])
+        lease = Lease(folder=offer["folder"], worker=offer["worker"], workers=offer["workers"])
+        self.build(scenario, offer["target"], lease)
+        self.runner.send_message("harness.ready")
+
+    def _on_go(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        worker = self.worker
+        if worker is None:
+            return
+        same_boot = msg.data["boot_id"] == clock.boot_id()
+        wall_ns = msg.data["wall_ns"]
+        worker.start(msg.data["monotonic_ns"] if same_boot else clock.anchor().monotonic_of(wall_ns))
+        worker.exhausted.wait()
+        self.runner.send_message("harness.exhausted")
+
+    def _on_drain(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        if self.worker is not None:
+            self.drain(msg.data["patience_s"])
+        self.runner.send_message("harness.drained")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class StickyDispatcher(UsersDispatcher):
+    """Leaves running users where they are when a worker joins late: it stays a spare."""
+
+    def add_worker(self, worker_node: WorkerNode) -> None:
+        """Do nothing."""
+
+
+def _fit_users(environment: Environment, scenario: Scenario) -> Scenario:
+    """Make the locustfile's classes and the scenario's traffic fit; give back what will be sent.
+
+    A locustfile that has no class for a kind leaves that kind out; a class whose kind the scenario
+    lacks is not spawned. The classes' weights become the virtual users' shares.
+    """
+    carried: set[str] = set()
+    for user_class in list(environment.user_classes):
+        kind = getattr(user_class, "kind", None)
+        entries = [entry for entry in scenario.traffic if entry.kind == kind]
+        if not entries:
+            environment.user_classes.remove(user_class)
+            continue
+        carried.add(str(kind))
+        user_class.weight = sum(entry.weight for entry in entries)
+        fixed = [entry.users for entry in entries if entry.users is not None]
+        if len(fixed) == len(entries):
+            user_class.fixed_count = sum(fixed)
+    if not carried:
+        kinds = ", ".join(sorted({entry.kind for entry in scenario.traffic}))
+        raise ConfigError(
+            f"scenario {scenario.name!r}", "traffic", kinds, "no user class of this locustfile carries that"
+        )
+    traffic = tuple(entry for entry in scenario.traffic if entry.kind in carried)
+    return msgspec.structs.replace(scenario, traffic=traffic)
+
+
+def _default_options(environment: Environment, scenario: Scenario) -> None:
+    """Let the scenario say what -u and -r default to."""
+    options = _options(environment)
+    arrivals = scenario.arrivals
+    if options.num_users is None:
+        options.num_users = arrivals.users if isinstance(arrivals, Closed) else scenario.max_in_flight
+    if options.spawn_rate is None:
+        options.spawn_rate = options.num_users
+
+
+def _options(environment: Environment) -> Any:
+    """The parsed command line: always there, for only a locust process gets here."""
+    assert environment.parsed_options is not None
+    return environment.parsed_options
+
+
+def _target(environment: Environment, scenario: Scenario) -> str:
+    target = environment.host or scenario.target
+    if target == "mock":
+        raise ConfigError(
+            "locust", "--host", None, "give the API's URL; the bundled mock is started by `harness run`"
+        )
+    return target
+
+
+def _spawn_verb(*arguments: str) -> subprocess.Popen[bytes]:
+    """Run one of our own verbs beside this process, below its priority."""
+    return subprocess.Popen([sys.executable, "-m", "harness", *arguments])  # noqa: S603 - our own words
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+def _on_parser(parser: ArgumentParser, **_: object) -> None:
+    group = parser.add_argument_group("LLM load harness")
+    group.add_argument("--scenario", env_var="HARNESS_SCENARIO", default="", help="Scenario file (YAML)")
+    group.add_argument("--runs", env_var="HARNESS_RUNS", default="runs", help="Where run folders are made")
+    group.add_argument("--run-folder", default="", help="A run folder that `harness run` has prepared")
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def _on_init(environment: Environment, runner: Runner, **_: object) -> None:
+    global _role  # noqa: PLW0603 - one Locust environment a process
+    load_dotenv()
+    environment.dispatcher_class = StickyDispatcher
+    try:
+        if isinstance(runner, WorkerRunner):
+            _role = Member(environment, runner)
+        elif isinstance(runner, MasterRunner):
+            _role = Master(environment, runner)
+        elif isinstance(runner, LocalRunner):
+            _role = Local(environment, runner)
+    except ConfigError as error:
+        print(f"harness: {error}", file=sys.stderr)  # noqa: T201 - the user's answer
+        sys.exit(2)
+
+
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def _on_quitting(environment: Environment, **_: object) -> None:
+    """End the run before Locust takes the exit code: Ctrl-C comes here first."""
+    runner = environment.runner
+    if isinstance(runner, WorkerRunner):
+        environment.process_exit_code = 0  # failed requests are results, not failures of the worker
+    elif isinstance(runner, MasterRunner):
+        runner.quit()
+    elif runner is not None:
+        runner.stop()

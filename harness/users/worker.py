@@ -1,0 +1,418 @@
+"""One worker's share of a run: walk the schedule, hand arrivals to idle virtual users, keep the books.
+
+    schedule ─► dispatcher ─► idle user of that kind ─► send ─► Record ─► run log
+                    └► nobody idle within the scenario's patience: dropped, counted, recorded
+
+One dispatcher greenlet walks an absolute schedule, so a slow answer never delays the next arrival. In
+a closed loop there is no dispatcher: each user claims its next arrival itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import gevent
+import msgspec
+import psutil
+from gevent.event import Event
+from gevent.hub import Waiter
+
+from harness import runlog
+from harness.client.call import Call, prepare
+from harness.clock import now_ns
+from harness.record import Kind, Outcome, Record, Sample, WorkerLedger
+from harness.users.line import Lines
+from harness.users.wait import Alarm
+from harness.workload.prompts import Request, workload
+from harness.workload.scenario import Closed, Scenario
+from harness.workload.schedule import Arrival, arrivals, claims, shard
+
+_HUB_PROBE_S = 0.02
+_SAMPLE_S = 1.0
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """What the master (or the only process) gives a worker to do."""
+
+    folder: str
+    worker: int
+    """Dense number, from 0."""
+    workers: int
+
+
+class _Work(msgspec.Struct, frozen=True, gc=False):
+    """An arrival with its requests encoded, ready for a virtual user."""
+
+    arrival: Arrival
+    calls: tuple[Call, ...]
+
+
+class VirtualUser:
+    """One unit of concurrency: a greenlet's connections, and what it does now."""
+
+    def __init__(self, kind: Kind, lines: Lines) -> None:
+        self.kind = kind
+        self.line = lines.line(kind)
+        self.greenlet = gevent.getcurrent()
+        self.busy = False
+
+
+class Worker:
+    """The engine of one worker process for one run.
+
+    Args:
+        scenario: only with the traffic of the kinds that this process has users for.
+        lease: this worker's share.
+        lines: what carries the requests.
+        fire: called with each final record, to tell Locust.
+    """
+
+    def __init__(
+        self, scenario: Scenario, lease: Lease, lines: Lines, fire: Callable[[Record], None]
+    ) -> None:
+        self._scenario = scenario
+        self._lease = lease
+        self._origin_ns = 0
+        self._go = Event()
+        self._serving = 0
+        self._lines = lines
+        self._fire = fire
+        folder = Path(lease.folder)
+        self._log = runlog.Writer(runlog.records_path(folder, lease.worker))
+        self._samples = runlog.samples_path(folder, lease.worker).open("wb", buffering=0)
+        self._users: list[VirtualUser] = []
+        self._idle: dict[str, list[Waiter]] = {kind: [] for kind in Kind}
+        self._waiting: dict[str, deque[tuple[int, _Work]]] = {kind: deque() for kind in Kind}
+        self._patience_ns = int(scenario.patience_s * 1e9)
+        self._started = self._dropped = self._finished = self._cut_off = self._claimed = 0
+        self._alarm = Alarm()
+        self._dispatcher: gevent.Greenlet | None = None
+        self._health = _Health()
+        self.stopping = False
+        self.exhausted = Event()
+        """Set when every arrival of this share has been dispatched and has ended."""
+        closed = isinstance(scenario.arrivals, Closed)
+        self._due_ns = array("q") if closed else _due_ns(scenario, lease)
+        self._claims = _claims(scenario, lease) if closed else None
+        self._request_of = workload(scenario)
+        kinds = {Kind(entry.kind) for entry in scenario.traffic}
+        self._request_of_kind = {kind: workload(_only(scenario, kind)) for kind in kinds}
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    def start(self, origin_ns: int) -> None:
+        """Start the dispatcher and the sampling; the users may have been parked before.
+
+        Args:
+            origin_ns: the run's start on this boot's monotonic clock, a little ahead.
+        """
+        self._origin_ns = origin_ns
+        gc.collect()
+        gc.freeze()  # what stands now lives as long as the run: no collection needs to look at it
+        self._health.start()
+        self._sampler = gevent.spawn(self._sample_for_ever)
+        if self._claims is None:
+            self._dispatcher = gevent.spawn(self._dispatch)
+        self._go.set()
+
+    def drain(self, patience_s: float, hurry: Callable[[], bool]) -> WorkerLedger:
+        """Stop dispatching, let what is under way end, close the log, give the books.
+
+        Args:
+            patience_s: what is still under way after this is cut off, and recorded so.
+            hurry: asked ten times a second; True ends the patience.
+        """
+        self.stopping = True
+        if self._dispatcher is not None:
+            self._dispatcher.kill()
+        self._drop_waiting(math.inf)
+        deadline = time.monotonic() + patience_s
+        while self.in_flight and time.monotonic() < deadline and not hurry():
+            gevent.sleep(0.1 if patience_s > 1 else 0.01)
+        self._cut_off = self.in_flight
+        gevent.killall([user.greenlet for user in self._users if user.busy])
+        self._wake_idle()
+        self._sampler.kill()
+        self._take_sample()
+        self._health.stop()
+        self._alarm.close()
+        self._log.close()
+        self._samples.close()
+        gc.unfreeze()
+        planned = self._claimed if self._claims is not None else len(self._due_ns)
+        ledger = WorkerLedger(
+            worker=self._lease.worker,
+            planned=planned,
+            started=self._started,
+            dropped=self._dropped,
+            not_started=planned - self._started - self._dropped,
+            finished=self._finished,
+            cut_off=self._cut_off,
+            records=self._log.count,
+        )
+        runlog.write_json(runlog.ledger_path(Path(self._lease.folder), self._lease.worker), ledger)
+        return ledger
+
+    @property
+    def in_flight(self) -> int:
+        """Arrivals started and not yet ended."""
+        return self._started - self._finished - self._cut_off
+
+    # -- what virtual users call ------------------------------------------------------------------------
+
+    def serve(self, kind: Kind) -> None:
+        """Be a virtual user until the run is over. Runs in the Locust user's own greenlet."""
+        user = VirtualUser(kind, self._lines)
+        self._users.append(user)
+        self._serving += 1
+        try:
+            if self._claims is None:
+                self._serve_arrivals(user)
+            else:
+                self._serve_loop(user, self._claims)
+        finally:
+            user.line.close()
+            self._serving -= 1
+            if self._claims is not None and not self._serving:
+                self.exhausted.set()
+
+    def _serve_arrivals(self, user: VirtualUser) -> None:
+        idle = self._idle[user.kind]
+        while not self.stopping:
+            work = self._take_waiting(user.kind)
+            if work is None:
+                waiter: Waiter = Waiter()
+                idle.append(waiter)
+                try:
+                    work = waiter.get()
+                except BaseException:
+                    if waiter in idle:
+                        idle.remove(waiter)
+                    raise
+            if work is None:
+                return
+            self._carry(user, work)
+
+    def _serve_loop(self, user: VirtualUser, claimed: Iterator[Arrival]) -> None:
+        assert isinstance(self._scenario.arrivals, Closed)
+        think_time_s = self._scenario.arrivals.think_time_s
+        request_of = self._request_of_kind[user.kind]
+        duration_s = self._scenario.duration_s
+        self._go.wait()
+        end_ns = self._origin_ns + int(duration_s * 1e9) if duration_s else math.inf
+        gevent.sleep(max(0, self._origin_ns - now_ns()) / 1e9)
+        while not self.stopping and now_ns() < end_ns:
+            arrival = next(claimed, None)
+            if arrival is None:
+                break
+            self._claimed += 1
+            self._started += 1
+            self._carry(user, self._prepare(arrival, request_of(arrival.seq)))
+            if think_time_s:
+                gevent.sleep(think_time_s)
+
+    def _carry(self, user: VirtualUser, work: _Work) -> None:
+        user.busy = True
+        try:
+            for record in user.line.carry(
+                work.calls, due_ns=work.arrival.due_ns, origin_ns=self._origin_ns, log=self._log.append
+            ):
+                self._fire(record)
+        finally:
+            user.busy = False
+        self._finished += 1
+        if self._dispatcher is not None and self._dispatcher.dead and not self.in_flight:
+            self.exhausted.set()
+
+    # -- dispatching ------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Walk the absolute schedule. Requests are made and encoded before they are due."""
+        worker, workers = self._lease.worker, self._lease.workers
+        run_callback = gevent.get_hub().loop.run_callback
+        for position, due_ns in enumerate(self._due_ns):
+            seq = worker + position * workers
+            work = self._prepare(Arrival(seq, due_ns), self._request_of(seq))
+            instant_ns = self._origin_ns + due_ns
+            if instant_ns > now_ns():
+                self._alarm.sleep_until(instant_ns)
+            else:
+                gevent.sleep(0)  # behind time: let the users run, in order
+            kind = work.calls[0].request.kind
+            idle = self._idle[kind]
+            if idle:
+                self._started += 1
+                run_callback(idle.pop().switch, work)
+            elif self._patience_ns:
+                self._waiting[kind].append((instant_ns + self._patience_ns, work))
+            else:
+                self._drop(work)
+        while any(self._waiting.values()):
+            gevent.sleep(0.01)
+            self._drop_waiting(now_ns())
+        if not self.in_flight:
+            self.exhausted.set()
+
+    def _prepare(self, arrival: Arrival, requests: Iterable[Request]) -> _Work:
+        target = self._lines.target
+        return _Work(arrival, tuple(prepare(request, target) for request in requests))
+
+    def _take_waiting(self, kind: Kind) -> _Work | None:
+        """The longest-waiting arrival of this kind whose patience has not ended."""
+        queue = self._waiting[kind]
+        self._drop_waiting(now_ns())
+        if not queue:
+            return None
+        self._started += 1
+        return queue.popleft()[1]
+
+    def _drop_waiting(self, until_ns: float) -> None:
+        for queue in self._waiting.values():
+            while queue and queue[0][0] <= until_ns:
+                self._drop(queue.popleft()[1])
+
+    def _drop(self, work: _Work) -> None:
+        self._dropped += 1
+        for call in work.calls:
+            record = _dropped(call.request, work.arrival.due_ns)
+            self._log.append(record)
+            self._fire(record)
+
+    def _wake_idle(self) -> None:
+        run_callback = gevent.get_hub().loop.run_callback
+        for idle in self._idle.values():
+            while idle:
+                run_callback(idle.pop().switch, None)
+
+    # -- the instrument's own health -----------------------------------------------------------------------
+
+    def _sample_for_ever(self) -> None:
+        while True:
+            gevent.sleep(_SAMPLE_S)
+            self._drop_waiting(now_ns())
+            self._take_sample()
+            self._log.flush()
+
+    def _take_sample(self) -> None:
+        elapsed_ns = now_ns() - self._origin_ns
+        due = self._claimed if self._claims is not None else bisect_right(self._due_ns, elapsed_ns)
+        sample = self._health.sample(
+            t_ns=elapsed_ns,
+            worker=self._lease.worker,
+            due=due,
+            started=self._started,
+            dropped=self._dropped,
+            finished=self._finished,
+            in_flight=self.in_flight,
+        )
+        self._samples.write(msgspec.json.encode(sample) + b"\n")
+
+
+def _due_ns(scenario: Scenario, lease: Lease) -> array[int]:
+    """This worker's due times; arrival i of them has seq = worker + i * workers."""
+    share = shard(arrivals(scenario), lease.worker, lease.workers)
+    return array("q", (arrival.due_ns for arrival in share if arrival.due_ns is not None))
+
+
+def _claims(scenario: Scenario, lease: Lease) -> Iterator[Arrival]:
+    return claims(lease.worker, lease.workers, scenario.count)
+
+
+def _only(scenario: Scenario, kind: str) -> Scenario:
+    traffic = tuple(entry for entry in scenario.traffic if entry.kind == kind)
+    return msgspec.structs.replace(scenario, traffic=traffic)
+
+
+def _dropped(request: Request, due_ns: int | None) -> Record:
+    """The record of an arrival for which no virtual user was idle in time."""
+    return Record(
+        seq=request.seq,
+        index=request.index,
+        attempt=0,
+        final=True,
+        request_id=request.id,
+        kind=request.kind,
+        dialect=request.dialect,
+        model=request.model,
+        session=request.session,
+        turn=request.turn,
+        trace_id="",
+        span_id="",
+        due_ns=due_ns,
+        started_ns=None,
+        connected_ns=None,
+        sent_ns=None,
+        headers_ns=None,
+        first_event_ns=None,
+        first_token_ns=None,
+        first_content_ns=None,
+        chunk_ns=(),
+        ended_ns=None,
+        held_ns=0,
+        status=None,
+        outcome=Outcome.DROPPED,
+        error="no virtual user was idle in time",
+        finish_reason=None,
+        usage=None,
+        retry_after_s=None,
+        reused_connection=False,
+        wire="",
+        bytes_in=0,
+        bytes_out=0,
+        tags=request.tags,
+    )
+
+
+class _Health:
+    """Watches the process it runs in: how late its event loop is, how long its collections take."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._hub_lag_max_ns = 0
+        self._gc_pause_max_ns = 0
+        self._gc_began_ns = 0
+
+    def start(self) -> None:
+        self._cpu_s = time.process_time()
+        self._wall_ns = self._probed_ns = now_ns()
+        self._probe = gevent.get_hub().loop.timer(_HUB_PROBE_S, repeat=_HUB_PROBE_S)
+        self._probe.start(self._on_probe)
+        gc.callbacks.append(self._on_collection)
+
+    def stop(self) -> None:
+        self._probe.close()
+        gc.callbacks.remove(self._on_collection)
+
+    def sample(self, **counts: int) -> Sample:
+        cpu_s, wall_ns = time.process_time(), now_ns()
+        sample = Sample(
+            **counts,
+            cpu_s=cpu_s - self._cpu_s,
+            wall_s=(wall_ns - self._wall_ns) / 1e9,
+            hub_lag_max_ns=self._hub_lag_max_ns,
+            gc_pause_max_ns=self._gc_pause_max_ns,
+            rss_bytes=self._process.memory_info().rss,
+            open_files=self._process.num_fds(),
+        )
+        self._cpu_s, self._wall_ns = cpu_s, wall_ns
+        self._hub_lag_max_ns = self._gc_pause_max_ns = 0
+        return sample
+
+    def _on_probe(self) -> None:
+        moment_ns = now_ns()
+        lag_ns = moment_ns - self._probed_ns - int(_HUB_PROBE_S * 1e9)
+        self._hub_lag_max_ns = max(self._hub_lag_max_ns, lag_ns)
+        self._probed_ns = moment_ns
+
+    def _on_collection(self, phase: str, _details: dict[str, int]) -> None:
+        if phase == "start":
+            self._gc_began_ns = now_ns()
+        else:
+            self._gc_pause_max_ns = max(self._gc_pause_max_ns, now_ns() - self._gc_began_ns)

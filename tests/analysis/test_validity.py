@@ -1,0 +1,298 @@
+"""validity.py: each check, provoked and not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from factories import dropped, failure, manifest, ms, record, run, stream, table
+
+from harness.analysis.measures import measure
+from harness.analysis.validity import validate
+from harness.record import Sample, TelemetryLedger
+from harness.slo.objectives import parse
+
+WINDOW = (0.0, 10.0)
+DEFAULTS = ("response: p(99) < 500ms", "errors: rate < 0.1%")
+
+
+def sample(second, worker=0, **overrides):
+    fields = {
+        "t_ns": ms(1000 * second),
+        "worker": worker,
+        "due": 0,
+        "started": 0,
+        "dropped": 0,
+        "finished": 0,
+        "in_flight": 0,
+        "cpu_s": 0.3,
+        "wall_s": 1.0,
+        "hub_lag_max_ns": ms(2),
+        "gc_pause_max_ns": 0,
+        "rss_bytes": 1,
+        "open_files": 1,
+    }
+    return Sample(**(fields | overrides))
+
+
+HEALTHY = [sample(second) for second in range(1, 11)]
+
+
+def checks(records, objectives=DEFAULTS, window=WINDOW, **options):
+    options = {
+        "run": run(),
+        "manifest": manifest(len(records)),
+        "samples": HEALTHY,
+        **options,
+    }
+    found = validate(measure(table(records)), [parse(each) for each in objectives], window, **options)
+    return {check.name: check for check in found.checks}
+
+
+def steady(n=1000, **overrides):
+    return [record(seq=seq, **overrides) for seq in range(n)]
+
+
+def late(seq, by):
+    return record(seq=seq, started_ns=ms(10 * seq + by))
+
+
+def test_a_sound_run_passes_every_check():
+    found = checks(steady(), planned=1000)
+    assert all(check.passed for check in found.values()), found
+    assert {
+        "recorded",
+        "completed",
+        "ledger",
+        "lateness",
+        "dropped",
+        "achieved_rate",
+        "cpu",
+        "hub_lag",
+    } <= set(found)
+
+
+def test_nothing_recorded_is_invalid():
+    assert not checks([])["recorded"].passed
+
+
+def test_a_killed_run_is_invalid_and_an_interrupted_one_is_judged():
+    assert not checks(steady(10), manifest=manifest(10, stop_reason="killed"))["completed"].passed
+    assert checks(steady(10), manifest=manifest(10, stop_reason="interrupted"))["completed"].passed
+
+
+@pytest.mark.parametrize(
+    ("records", "books", "cause"),
+    [
+        (steady(10), {"imbalances": ["worker 0: planned 3 ≠ ..."]}, "worker 0"),
+        (steady(10), {"records": 9}, "the books hold 9"),
+        ([*steady(9), record(seq=0)], {}, "twice"),
+        ([*steady(9), failure(seq=9, final=False)], {}, "no final attempt"),
+    ],
+)
+def test_books_that_do_not_balance_are_invalid(records, books, cause):
+    found = checks(records, manifest=manifest(10, **books))["ledger"]
+    assert not found.passed
+    assert cause in found.cause
+
+
+def test_a_late_load_generator_is_invalid():
+    found = checks([late(seq, 30) if seq % 50 == 0 else record(seq=seq) for seq in range(1000)])["lateness"]
+    assert not found.passed
+    assert found.observed == pytest.approx(0.03)
+    assert found.budget == 0.01
+    assert "--workers" in found.remedy
+
+
+def test_a_few_late_starts_are_within_budget():
+    assert checks([late(seq, 30) if seq == 500 else record(seq=seq) for seq in range(1000)])[
+        "lateness"
+    ].passed
+
+
+@pytest.mark.parametrize(
+    ("objective", "budget"),
+    [
+        ("response: p(99) < 50ms", 0.005),
+        ("service: p(99) < 50ms", 0.01),  # lateness is no part of it
+        ("errors: rate < 1%", 0.01),
+    ],
+)
+def test_lateness_may_take_a_tenth_of_the_tightest_limit_it_is_part_of(objective, budget):
+    assert checks(steady(10), [objective])["lateness"].budget == pytest.approx(budget)
+
+
+def test_a_retrys_wait_is_no_lateness():
+    rows = [
+        row
+        for seq in range(100)
+        for row in (failure(seq=seq, final=False), record(seq=seq, attempt=1, started_ns=ms(10 * seq + 400)))
+    ]
+    assert checks(rows, manifest=manifest(200))["lateness"].observed == 0.0
+
+
+def test_a_closed_loop_has_no_lateness_and_no_drops():
+    found = checks([record(seq=seq, due_ns=None, started_ns=ms(seq)) for seq in range(10)])
+    assert not {"lateness", "dropped", "achieved_rate"} & set(found)
+
+
+def test_drops_at_a_quick_server_blame_the_pool_and_name_its_size():
+    rows = [dropped(seq=seq) if seq % 20 == 0 else record(seq=seq) for seq in range(1000)]
+    found = checks(rows, run=run(scenario={"max_in_flight": 8}))["dropped"]
+    assert not found.passed
+    assert found.observed == 0.05
+    # 100 arrivals/s x 0.1 s = 10 in flight, and four standard deviations
+    assert found.remedy == "raise max_in_flight to 23"
+
+
+def test_the_remedy_never_asks_for_fewer_users_than_there_were():
+    rows = [dropped(seq=seq) if seq % 20 == 0 else record(seq=seq) for seq in range(1000)]
+    assert (
+        checks(rows, run=run(scenario={"max_in_flight": 50}))["dropped"].remedy
+        == "raise max_in_flight to 100"
+    )
+
+
+def test_drops_at_a_server_too_slow_for_its_objectives_are_its_own():
+    rows = [dropped(seq=seq) if seq % 20 == 0 else record(seq=seq, ended_ns=ms(9000)) for seq in range(800)]
+    found = checks(rows)["dropped"]
+    assert found.passed
+    assert "the server's answers alone miss" in found.cause
+
+
+def test_a_late_client_cannot_blame_the_server_for_its_drops():
+    rows = [
+        dropped(seq=seq)
+        if seq % 20 == 0
+        else record(seq=seq, started_ns=ms(10 * seq + 600), ended_ns=ms(10 * seq + 700))
+        for seq in range(800)
+    ]
+    assert not checks(rows)["dropped"].passed
+
+
+def test_a_stray_drop_is_an_error_and_not_the_instruments_failure():
+    assert checks([dropped(seq=0), *(record(seq=seq) for seq in range(1, 1000))])["dropped"].passed
+
+
+def test_a_rate_below_the_plan_is_invalid():
+    found = checks(steady(900), planned=1000)["achieved_rate"]
+    assert not found.passed
+    assert found.observed == 0.9
+    assert "90.0 arrivals/s were dispatched, 100.0 were planned" in found.cause
+
+
+def test_arrivals_started_after_the_window_were_not_in_time():
+    rows = [*steady(500), *(late(seq, 3000) for seq in range(500, 1000))]
+    assert checks(rows, planned=1000)["achieved_rate"].observed == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_worker_that_fills_its_core_for_five_seconds_is_invalid():
+    busy = [sample(second, cpu_s=0.95 if 3 <= second < 8 else 0.3) for second in range(1, 11)]
+    found = checks(steady(10), samples=busy)["cpu"]
+    assert not found.passed
+    assert found.observed == pytest.approx(0.95)
+    assert found.remedy == "raise --workers to 2"
+
+
+def test_a_second_of_full_cpu_is_allowed():
+    busy = [sample(second, cpu_s=1.0 if second == 4 else 0.5) for second in range(1, 11)]
+    assert checks(steady(10), samples=busy)["cpu"].passed
+
+
+def test_each_worker_is_looked_at_by_itself():
+    samples = [sample(second, worker, cpu_s=0.95 * worker) for second in range(1, 11) for worker in (0, 1)]
+    assert not checks(steady(10), samples=samples, run=run(workers=2))["cpu"].passed
+
+
+def test_a_busy_warm_up_is_not_judged():
+    samples = [sample(second, hub_lag_max_ns=ms(900) if second < 3 else 0) for second in range(1, 11)]
+    assert checks(steady(), window=(3.5, 10.0), samples=samples)["hub_lag"].passed
+
+
+@pytest.mark.parametrize(
+    ("objective", "lag", "passed"),
+    [
+        ("response: p(99) < 500ms", 90, True),
+        ("response: p(99) < 500ms", 110, False),
+        ("itl: p(99) < 200ms", 50, False),
+        ("itl: p(99) < 10ms", 19, True),
+    ],
+)
+def test_the_event_loop_must_not_be_away_for_long(objective, lag, passed):
+    samples = [*HEALTHY[:-1], sample(10, hub_lag_max_ns=ms(lag))]
+    assert checks(steady(10), [objective], samples=samples)["hub_lag"].passed is passed
+
+
+def test_a_worker_without_samples_has_not_proven_its_health():
+    found = checks(steady(10), run=run(workers=2))["sampled"]
+    assert not found.passed
+    assert "1 of 2 workers" in found.cause
+    assert "sampled" not in checks(steady(10), window=(0.0, 1.0), samples=[])
+
+
+def streams(n, reads, chunks, took):
+    def one(seq):
+        start, end = ms(10 * seq), ms(10 * seq + took)
+        stamps = [end - ms(took * (reads - 1 - chunk * reads // chunks) / reads) for chunk in range(chunks)]
+        return stream(seq=seq, started_ns=start, chunk_ns=stamps, first_token_ns=stamps[0], ended_ns=end)
+
+    return [one(seq) for seq in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("reads", "chunks", "took", "passed"),
+    [
+        (1, 20, 400, False),
+        (2, 20, 400, False),
+        (10, 20, 400, True),
+        (1, 20, 40, True),  # a fast server sends all in one piece
+    ],
+)
+def test_streams_that_arrive_in_one_lump_are_invalid(reads, chunks, took, passed):
+    assert checks(streams(20, reads, chunks, took))["lumps"].passed is passed
+
+
+def test_short_streams_say_nothing_of_lumps():
+    assert "lumps" not in checks(streams(20, 1, 4, 400))
+
+
+def telemetry(**overrides):
+    fields = {
+        "records": 10,
+        "spans": 20,
+        "exported": 20,
+        "dropped": 0,
+        "failed": 0,
+        "metric_points": 5,
+        "metric_points_failed": 0,
+        "destination": "traces.otlp.jsonl",
+        "errors": [],
+    }
+    return TelemetryLedger(**(fields | overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "passed"),
+    [
+        ({}, True),
+        ({"exported": 15, "dropped": 5}, True),
+        ({"exported": 15, "failed": 5}, False),
+        ({"exported": 19}, False),
+        ({"records": 9}, False),
+        ({"metric_points_failed": 1}, False),
+    ],
+)
+def test_telemetry_must_tell_what_happened(overrides, passed):
+    assert checks(steady(10), telemetry=telemetry(**overrides))["telemetry"].passed is passed
+
+
+def test_telemetry_that_was_off_is_not_judged():
+    assert "telemetry" not in checks(steady(10))
+
+
+def test_every_check_is_explained_for_people():
+    page = (Path(__file__).parents[2] / "docs" / "definitions.md").read_text()
+    explained = re.findall(r"^\| `(\w+)` \| ", page.partition("## Is the run valid?")[2], flags=re.MULTILINE)
+    found = checks(streams(20, 10, 20, 400), planned=20, telemetry=telemetry())
+    assert list(found) == explained

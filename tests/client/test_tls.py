@@ -1,0 +1,124 @@
+"""Claims about TLS on both wires: names and authorities are verified, stamps stay those of the socket."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime
+
+import pytest
+import trustme
+from scripted import CHAT_BODY, DONE, Peer, answers, attempt, chunked, event, http, serving
+
+from harness.client import target
+from harness.client.http1 import Connection
+from harness.client.http2 import Mux
+from harness.client.transport import STAMPS
+from harness.record import Outcome
+
+OK = http("200 OK", CHAT_BODY)
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+def server_context(certificate, *protocols: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    return context
+
+
+def client_context(authority, protocol: str = "http/1.1") -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.set_alpn_protocols([protocol])
+    return context
+
+
+def over_tls(certificate, trusted, *scripts, times: int = 1, stream: bool = False, stamps: str = STAMPS):
+    with serving(*scripts, ssl_context=server_context(certificate, "http/1.1")) as server:
+        connection = Connection(target.parse(server.url), tls=client_context(trusted), stamps=stamps)
+        records = [attempt(connection, stream=stream) for _ in range(times)]
+        connection.close()
+    return records
+
+
+@pytest.mark.parametrize("stamps", sorted({"user", STAMPS}))
+def test_a_trusted_server_answers(authority, stamps):
+    stream = chunked(event("a"), event("b", finish="stop"), DONE)
+    certificate = authority.issue_cert("127.0.0.1")
+    records = over_tls(certificate, authority, answers(stream), times=3, stream=True, stamps=stamps)
+    assert [r.outcome for r in records] == [Outcome.OK] * 3
+    assert [r.reused_connection for r in records] == [False, True, True]
+    assert all(len(r.chunk_ns) == 2 for r in records)
+    assert all(r.sent_ns <= r.headers_ns <= r.chunk_ns[0] <= r.ended_ns for r in records)
+
+
+def test_an_untrusted_authority_is_a_connect_error(authority):
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    (record,) = over_tls(certificate, authority, answers(OK))
+    assert record.outcome == Outcome.CONNECT_ERROR
+    assert record.error == "TLS: unable to get local issuer certificate"
+
+
+def test_another_hosts_certificate_is_a_connect_error(authority):
+    (record,) = over_tls(authority.issue_cert("other.example"), authority, answers(OK))
+    assert record.outcome == Outcome.CONNECT_ERROR
+    assert record.error.startswith("TLS: ip address mismatch")
+
+
+def test_an_expired_certificate_is_a_connect_error(authority):
+    expired = authority.issue_cert("127.0.0.1", not_after=datetime(2020, 1, 1, tzinfo=UTC))
+    (record,) = over_tls(expired, authority, answers(OK))
+    assert (record.outcome, record.error) == (Outcome.CONNECT_ERROR, "TLS: certificate has expired")
+
+
+def test_plain_http_where_tls_is_spoken_to_is_a_connect_error(authority):
+    with serving(lambda peer: peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as server:
+        url = server.url.replace("http:", "https:")
+        connection = Connection(target.parse(url), tls=client_context(authority))
+        record = attempt(connection)
+        connection.close()
+    assert record.outcome == Outcome.CONNECT_ERROR
+    assert record.error.startswith("TLS: ")
+
+
+def test_a_server_that_hangs_up_in_the_handshake_is_a_connect_error(authority):
+    with serving(lambda peer: peer.sock.recv(10)) as server:
+        url = server.url.replace("http:", "https:")
+        connection = Connection(target.parse(url), tls=client_context(authority))
+        record = attempt(connection)
+        connection.close()
+    assert record.outcome == Outcome.CONNECT_ERROR
+
+
+def test_a_connection_cut_under_tls_is_a_cut(authority):
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(chunked(event("a"), end=False))
+
+    (record,) = over_tls(authority.issue_cert("127.0.0.1"), authority, script, stream=True)
+    assert (record.outcome, len(record.chunk_ns)) == (Outcome.CUT, 1)
+
+
+def test_a_long_request_is_sealed_and_sent(authority):
+    certificate = authority.issue_cert("127.0.0.1")
+    with serving(answers(OK), ssl_context=server_context(certificate)) as server:
+        connection = Connection(target.parse(server.url), tls=client_context(authority))
+        record = attempt(connection, prompt="x" * 4_000_000)
+        connection.close()
+        assert len(server.peers[0].requests[0]) == record.bytes_out
+    assert record.outcome == Outcome.OK
+
+
+def test_a_server_without_http2_is_a_connect_error(authority):
+    certificate = authority.issue_cert("127.0.0.1")
+    with serving(answers(OK), ssl_context=server_context(certificate, "http/1.1")) as server:
+        mux = Mux(target.parse(server.url), tls=client_context(authority, "h2"))
+        record = attempt(mux)
+        mux.close()
+    assert record.outcome == Outcome.CONNECT_ERROR
+    assert record.error.startswith("TLS: ")

@@ -1,0 +1,71 @@
+"""terminal.py: the verdict first, nothing cut off."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+from report import fake_run
+from rich.cells import cell_len
+
+from harness.report.terminal import terminal
+from harness.slo.verdict import State
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_the_verdict_stands_in_the_first_line_and_its_reason_in_the_next(state):
+    report = fake_run.report(state)
+    first, second, *_ = terminal(report, 200).splitlines()
+    assert f" {state} " in first
+    assert report.verdict.reason[1:] in second
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize("state", [State.FAIL, State.INCONCLUSIVE])
+def test_no_line_is_wider_than_the_terminal_and_no_verdict_is_broken(width, state):
+    text = terminal(fake_run.report(state), width)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    assert text.count(state) >= 2
+
+
+def test_there_are_no_escapes_unless_colour_is_asked_for():
+    report = fake_run.report()
+    assert "\x1b" not in terminal(report)
+    assert "\x1b[" in terminal(report, colour=True)
+
+
+def test_colour_adds_nothing_but_escapes():
+    report = fake_run.report()
+    plain = "".join(terminal(report).split())
+    coloured = re.sub(r"\x1b\[[0-9;]*m", "", terminal(report, colour=True))
+    assert "".join(coloured.split()) == plain
+
+
+def test_an_invalid_run_says_what_to_do():
+    text = terminal(fake_run.report(State.INVALID), 200)
+    assert "Remedy: Raise --workers" in text
+    assert "NOT VALID" in text
+
+
+def test_an_inconclusive_run_says_how_many_more_are_needed():
+    report = fake_run.report(State.INCONCLUSIVE)
+    (needed,) = [each.more_needed for each in report.verdict.objectives if each.more_needed]
+    assert f"{needed:,} more good ones" in terminal(report, 200)
+
+
+def test_texts_of_the_run_are_not_taken_for_markup():
+    report = fake_run.report()
+    run = msgspec.structs.replace(report.run, name="[red]x[/red] :smile:")
+    text = terminal(msgspec.structs.replace(report, run=run), 200)
+    assert "[red]x[/red] :smile:" in text
+
+
+def test_a_run_without_records_still_has_a_report():
+    assert " INVALID " in terminal(fake_run.assemble([]))
+
+
+def test_an_interrupted_run_says_so():
+    report = fake_run.report(State.PASS)
+    manifest = msgspec.structs.replace(report.manifest, stop_reason="interrupted")
+    assert "was interrupted" in terminal(msgspec.structs.replace(report, manifest=manifest), 200)

@@ -1,0 +1,290 @@
+"""Claims about arrival processes: what they promise in distribution, and that they repeat exactly."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from harness.errors import ConfigError
+from harness.workload.scenario import (
+    Closed,
+    Constant,
+    Gamma,
+    Poisson,
+    Ramp,
+    Replay,
+    Scenario,
+    Seconds,
+    Step,
+    Steps,
+)
+from harness.workload.schedule import arrivals, claims, planned, shard
+
+
+def plan(process, *, duration=None, count=None, seed=1) -> Scenario:
+    duration_s = None if duration is None else Seconds(duration)
+    return Scenario(arrivals=process, duration_s=duration_s, count=count, seed=seed)
+
+
+def due_s(process, **limits) -> list[float]:
+    return [arrival.due_ns / 1e9 for arrival in arrivals(plan(process, **limits))]
+
+
+def gaps_s(process, **limits) -> list[float]:
+    return [after - before for before, after in itertools.pairwise([0.0, *due_s(process, **limits)])]
+
+
+RATES = st.floats(min_value=0.5, max_value=200)
+STEPS = st.lists(
+    st.builds(
+        Step,
+        rate=st.floats(min_value=0, max_value=100),
+        for_s=st.floats(min_value=0.1, max_value=5).map(Seconds),
+    ),
+    min_size=1,
+    max_size=4,
+).map(lambda steps: Steps(steps=tuple(steps)))
+PROCESSES = st.one_of(
+    st.builds(Constant, rate=RATES),
+    st.builds(Poisson, rate=RATES),
+    st.builds(Gamma, rate=RATES, cv=st.floats(min_value=0.05, max_value=8)),
+    st.builds(Ramp, start=RATES, end=st.floats(min_value=0, max_value=200)),
+    STEPS,
+)
+PLANS = st.builds(
+    plan,
+    PROCESSES,
+    duration=st.floats(min_value=0.1, max_value=8),
+    count=st.none() | st.integers(min_value=1, max_value=500),
+    seed=st.integers(min_value=0, max_value=2**64),
+)
+
+
+# -- any schedule ---------------------------------------------------------------------------------------
+
+
+@given(PLANS)
+def test_a_schedule_is_numbered_ordered_and_bounded(scenario):
+    schedule = list(arrivals(scenario))
+    assert [arrival.seq for arrival in schedule] == list(range(len(schedule)))
+    assert all(a.due_ns <= b.due_ns for a, b in itertools.pairwise(schedule))
+    assert all(0 <= arrival.due_ns <= scenario.duration_s * 1e9 + 1 for arrival in schedule)
+    assert scenario.count is None or len(schedule) <= scenario.count
+
+
+@given(PLANS, st.integers(min_value=1, max_value=9))
+def test_shards_are_a_partition_of_the_schedule_for_any_number_of_workers(scenario, workers):
+    shares = [list(shard(arrivals(scenario), worker, workers)) for worker in range(workers)]
+    merged = sorted(itertools.chain(*shares), key=lambda arrival: arrival.seq)
+    assert merged == list(arrivals(scenario))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(PLANS)
+def test_the_same_seed_gives_the_same_schedule(scenario):
+    assert list(arrivals(scenario)) == list(arrivals(scenario))
+
+
+@given(PLANS)
+def test_planned_counts_the_schedule(scenario):
+    assert planned(scenario) == len(list(arrivals(scenario)))
+
+
+@pytest.mark.parametrize("process", [Poisson(rate=9), Gamma(rate=9, cv=2), Ramp(start=1, end=9)], ids=repr)
+def test_another_seed_gives_another_schedule(process):
+    assert due_s(process, duration=10, seed=1) != due_s(process, duration=10, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("process", "expected"),
+    [
+        (Poisson(rate=10), [14_429_106, 202_444_733, 346_741_625]),
+        (Gamma(rate=10, cv=2), [265_509, 15_681_801, 377_747_062]),
+        (Ramp(start=0, end=10), [1_315_861_987, 4_928_830_283, 6_450_503_473]),
+    ],
+    ids=repr,
+)
+def test_schedules_are_the_same_on_every_machine_and_python(process, expected):
+    first = [arrival.due_ns for arrival in itertools.islice(arrivals(plan(process, duration=60)), 3)]
+    assert first == pytest.approx(expected, abs=1)  # the last digit of log() is the platform's
+
+
+def test_a_longer_run_begins_with_the_shorter_one():
+    short, long = (due_s(Poisson(rate=50), duration=d) for d in (5, 20))
+    assert long[: len(short)] == short
+
+
+def test_a_count_ends_the_schedule_before_the_duration_does():
+    assert len(due_s(Poisson(rate=100), duration=60, count=7)) == 7
+
+
+# -- each process ---------------------------------------------------------------------------------------
+
+
+def test_a_constant_schedule_is_constant():
+    assert due_s(Constant(rate=4), duration=1) == [0, 0.25, 0.5, 0.75]
+
+
+def test_a_constant_schedule_does_not_drift():
+    schedule = list(arrivals(plan(Constant(rate=3), count=300_001)))
+    assert schedule[-1].due_ns == 100_000_000_000_000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_poisson_gaps_are_exponential(seed):
+    gaps = gaps_s(Poisson(rate=50), count=5000, seed=seed)
+    assert stats.kstest(gaps, stats.expon(scale=1 / 50).cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize("cv", [0.2, 0.5, 1, 2, 4])
+def test_gamma_gaps_are_gamma_distributed(cv):
+    gaps = gaps_s(Gamma(rate=50, cv=cv), count=5000)
+    stated = stats.gamma(a=1 / cv**2, scale=cv**2 / 50)
+    # Stamps are whole nanoseconds, which at cv = 4 lumps one gap in three at nearly nothing.
+    assert stats.kstest([gap for gap in gaps if gap > 1e-6], truncated_cdf(stated, 1e-6)).pvalue > 0.001
+    nearly_nothing = sum(gap <= 1e-6 for gap in gaps)
+    assert stats.binomtest(nearly_nothing, len(gaps), stated.cdf(1e-6)).pvalue > 0.001
+
+
+def truncated_cdf(stated, low):
+    return lambda x: (stated.cdf(x) - stated.cdf(low)) / stated.sf(low)
+
+
+@pytest.mark.parametrize(
+    "process", [Constant(rate=40), Poisson(rate=40), Gamma(rate=40, cv=0.5), Gamma(rate=40, cv=2)], ids=repr
+)
+def test_the_rate_is_the_stated_one(process):
+    cv = {"constant": 0.0, "poisson": 1.0}.get(process.__struct_config__.tag) or getattr(process, "cv", 0.0)
+    observed = len(due_s(process, duration=500))
+    # The count of a renewal process is nearly normal with variance rate * time * cv^2.
+    assert abs(observed - 20_000) <= 1 + 4 * cv * math.sqrt(20_000)
+
+
+@pytest.mark.parametrize(("cv", "low", "high"), [(0.5, 0.15, 0.4), (1, 0.8, 1.25), (2, 2.8, 5)])
+def test_counts_are_dispersed_as_the_coefficient_of_variation_says(cv, low, high):
+    counts = [0] * 500
+    for due in due_s(Gamma(rate=100, cv=cv), duration=500):
+        counts[int(due)] += 1
+    mean = sum(counts) / len(counts)
+    dispersion = sum((count - mean) ** 2 for count in counts) / len(counts) / mean
+    assert low < dispersion < high  # tends to cv^2
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 40), (10, 30), (30, 10), (40, 0), (20, 20)])
+def test_a_ramp_s_arrivals_follow_its_intensity(start, end):
+    due = due_s(Ramp(start=start, end=end), duration=200)
+    expected = (start + end) / 2 * 200
+    assert abs(len(due) - expected) < 4 * math.sqrt(expected)
+
+    def cdf(t):
+        return (start * t + (end - start) * t**2 / 400) / expected
+
+    assert stats.kstest(due, cdf).pvalue > 0.001
+
+
+def test_steps_have_each_their_rate_and_a_pause_is_a_pause():
+    steps = Steps(
+        steps=(
+            Step(rate=20, for_s=Seconds(100)),
+            Step(rate=0, for_s=Seconds(100)),
+            Step(rate=50, for_s=Seconds(100)),
+        )
+    )
+    due = due_s(steps)
+    counts = [sum(low <= each < low + 100 for each in due) for low in (0, 100, 200)]
+    assert counts[1] == 0
+    for count, expected in ((counts[0], 2000), (counts[2], 5000)):
+        assert abs(count - expected) < 4 * math.sqrt(expected)
+    assert stats.kstest([d for d in due if d >= 200], stats.uniform(200, 100).cdf).pvalue > 0.001
+    assert sum(counts) == len(due)
+
+
+def test_steps_are_cut_by_the_duration():
+    steps = Steps(steps=(Step(rate=100, for_s=Seconds(10)),))
+    assert due_s(steps, duration=3) == [due for due in due_s(steps) if due < 3]
+
+
+# -- traces ---------------------------------------------------------------------------------------------
+
+
+def trace(folder: Path, name: str, text: str, **settings) -> Replay:
+    (folder / name).write_text(text, encoding="utf-8")
+    return Replay(path=str(folder / name), **settings)
+
+
+TRACES = [
+    ("t.csv", "timestamp\n10\n10.5\n12\n", {}, [0, 0.5, 2]),
+    ("t.csv", "\ufeffwhen,n\r\n1000,1\r\n1500,2\r\n", {"column": "when", "unit": "ms"}, [0, 0.5]),
+    ("t.jsonl", '{"timestamp": 3}\n\n{"timestamp": 5, "n": 1}\n', {}, [0, 2]),
+    ("t.jsonl", '{"timestamp": 3}\n{"timestamp": 5}\n', {"scale": 0.5}, [0, 1]),
+    ("t.jsonl", '{"timestamp": 9}\n{"timestamp": 7}\n{"timestamp": "8"}\n', {}, [0, 1, 2]),
+    ("t.jsonl", '{"timestamp": 7}\n{"timestamp": 7}', {}, [0, 0]),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "settings", "expected"), TRACES)
+def test_a_trace_is_replayed_from_its_first_time_on(tmp_path, name, text, settings, expected):
+    assert due_s(trace(tmp_path, name, text, **settings)) == expected
+
+
+def test_a_trace_is_cut_by_duration_and_count(tmp_path):
+    replay = trace(tmp_path, "t.csv", "timestamp\n" + "\n".join(map(str, range(100))))
+    assert due_s(replay, duration=3) == [0, 1, 2]
+    assert due_s(replay, count=2) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "remedy"),
+    [
+        ("t.csv", "when\n1\n", ":2", "set `arrivals.column` to one of `when`"),
+        ("t.csv", "timestamp,n\n1,1\nsoon,2\n", ":3", "a time in numbers"),
+        ("t.csv", "timestamp\nnan\n", ":2", "a time in numbers"),
+        ("t.jsonl", '{"timestamp": 1}\n{"time": 1}\n', ":2", "is missing"),
+        ("t.jsonl", '{"timestamp": 1}\n{"timestamp"\n', ":2", "is no JSON object"),
+        ("t.jsonl", "[1]\n", ":1", "is no JSON object"),
+        ("t.jsonl", '{"timestamp": true}\n', ":1", "a time in numbers"),
+        ("t.jsonl", '{"timestamp": [1]}\n', ":1", "a time in numbers"),
+        ("t.csv", "timestamp\n", "", "holds no arrivals"),
+        ("t.jsonl", "", "", "holds no arrivals"),
+    ],
+)
+def test_a_bad_trace_is_blamed_by_file_and_line(tmp_path, name, text, line, remedy):
+    replay = trace(tmp_path, name, text)
+    with pytest.raises(ConfigError) as caught:
+        due_s(replay)
+    assert caught.value.source == f"{replay.path}{line}"
+    assert remedy in caught.value.remedy
+
+
+def test_a_trace_that_is_gone_is_blamed(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        due_s(Replay(path=str(tmp_path / "gone.csv")))
+
+
+# -- the closed model -----------------------------------------------------------------------------------
+
+
+@given(st.integers(min_value=1, max_value=8), st.integers(min_value=1, max_value=100))
+@settings(max_examples=30)
+def test_claims_of_all_workers_are_the_count(workers, count):
+    claimed = [claim for worker in range(workers) for claim in claims(worker, workers, count)]
+    assert sorted(claim.seq for claim in claimed) == list(range(count))
+    assert {claim.due_ns for claim in claimed} == {None}
+
+
+def test_claims_without_a_count_never_end():
+    assert [claim.seq for claim in itertools.islice(claims(1, 3, None), 4)] == [1, 4, 7, 10]
+
+
+def test_a_closed_model_has_no_schedule():
+    closed = plan(Closed(users=2), duration=5, count=9)
+    assert planned(closed) == 9
+    assert planned(plan(Closed(users=2), duration=5)) is None
+    with pytest.raises(ValueError, match="claims"):
+        next(arrivals(closed))
