@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from harness.report.progress import Progress
 
 _PLAIN_EVERY_S = 5.0
-_THRESHOLD = (
-    "An objective: `ttft: p(99) < 500ms`. Repeatable; replaces the scenario's on the same measure."
-)
+_THRESHOLD = "An objective: `ttft: p(99) < 500ms`. Repeatable; replaces the scenario's on the same measure."
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -189,12 +187,11 @@ def scenario_check(scenario_file: str) -> None:
 
 @main.command(hidden=True)
 @click.argument("folder", metavar="RUN", type=_RUN)
-@click.option("--follow", is_flag=True, help="Go on until the run has ended.")
-def emit(folder: Path, follow: bool) -> None:
-    """Make spans and metrics from a run's records and export them as the OTEL_* variables say."""
-    from harness import conduct
+def emit(folder: Path) -> None:
+    """Make spans and metrics from a run's records, as the OTEL_* variables say, until it has ended."""
+    from harness.follow import follow
 
-    conduct.emit(folder, os.environ, follow=follow)
+    follow(folder, os.environ, ready=lambda: click.echo("ready"))
 
 
 @contextmanager

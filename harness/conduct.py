@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,14 +35,12 @@ from harness.report.markdown import markdown
 from harness.report.progress import Progress
 from harness.slo import objectives as slo_objectives
 from harness.slo.verdict import judge
-from harness.telemetry.emit import Emitter
 from harness.workload import scenario as scenarios
 from harness.workload import schedule
 from harness.workload.scenario import Closed, Scenario
 
 MOCK_START_S = 20.0
 _POLL_S = 0.1
-_FOLLOW_S = 0.5
 
 
 def conduct(
@@ -358,33 +356,3 @@ _FORMS: dict[str, Callable[[RunReport], str]] = {
 def rendered(report: RunReport, form: str) -> str:
     """One form of the report as text: `html`, `markdown`, `junit` or `json`."""
     return _FORMS[form](report)
-
-
-# -- the side process that tells machines -----------------------------------------------------------------
-
-
-def emit(folder: Path, environ: Mapping[str, str], *, follow: bool) -> None:
-    """Make spans and metrics from a run's records; with `follow`, until the run has ended.
-
-    The engine's death ends it too: what reached the log by then is exported.
-    """
-    run = runlog.read_run(folder)
-    scenario = scenarios.from_builtins(run.scenario)
-    wanted = slo_objectives.load(scenario.objectives, source=f"run {folder.name}", base=Path.cwd())
-    thresholds_s = [each.threshold for each in wanted if each.threshold is not None]
-    emitter = Emitter(run, folder, environ=environ, thresholds_s=thresholds_s)
-    tails: dict[int, runlog.Tail] = {}
-    parent = os.getppid()
-    if follow:
-        os.nice(10)
-    while True:
-        # Asked before reading: what was written before the end is then sure to be read below.
-        ended = not follow or runlog.read_end(folder) is not None or os.getppid() != parent
-        for worker in runlog.workers_of(folder):
-            tail = tails.setdefault(worker, runlog.Tail(runlog.records_path(folder, worker)))
-            for batch in tail.poll():
-                emitter.feed(batch)
-        if ended:
-            break
-        time.sleep(_FOLLOW_S)
-    runlog.write_json(folder / "telemetry.json", emitter.finish())

@@ -25,8 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": ANY | {"slo", "analysis", "record"},
     "mock": {"errors"},
     "testing": ANY | {"mock"},
-    "conduct": ANY | {"workload", "record", "runlog", "telemetry", "analysis", "slo", "report"},
-    "cli": ANY | {"workload", "conduct", "report", "mock"},
+    "follow": ANY | {"record", "runlog", "analysis", "slo", "telemetry"},
+    "conduct": ANY | {"workload", "record", "runlog", "analysis", "slo", "report"},
+    "cli": ANY | {"workload", "conduct", "follow", "report", "mock"},
 }
 ROOM_OF = {
     "locust": {"users"},

@@ -198,8 +198,8 @@ class _Link:
             protocol=Mux.wire,
             stamps=stamps,
         )
-        self._h2.local_settings.update({SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW})
         self._h2.initiate_connection()
+        self._h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW})
         self._h2.increment_flow_control_window(_CONNECTION_WINDOW - _DEFAULT_WINDOW)
         self._flush()
         left_ns = max(timeout_ns - (now_ns() - began_ns), 0)

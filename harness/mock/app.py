@@ -79,7 +79,7 @@ class Mock:
         self._number += 1
         entry = Entry(request_id, self._number, scope.path, scope.http_version, arrived_ns)
         plan = self._plan(endpoint, body, entry, headers.get("authorization"), headers.get("x-mock-fault"))
-        plan.headers.append(("x-request-id", request_id))
+        plan = plan._replace(headers=[*plan.headers, ("x-request-id", request_id)])
         await self._play(plan, entry, proto, scope.client)
 
     def _plan(

@@ -38,14 +38,21 @@ def mock_process(*arguments: str) -> Iterator[MockProcess]:
     command = [sys.executable, "-m", "harness.mock", "--port", "0", "--die-with-parent", *arguments]
     with (
         tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log) as process,  # noqa: S603 - our own
+        subprocess.Popen(  # noqa: S603 - our own program
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            # Ctrl-C in the terminal is for the load generator, whose requests are to be answered to the end.
+            start_new_session=True,
+        ) as process,
     ):
         try:
             yield _await_url(process, log)
-            if process.poll() is not None:
-                raise EngineError(f"the mock died (exit code {process.returncode}): {_tail(log)}")
         finally:
             _end(process)
+        if process.returncode:
+            raise EngineError(f"the mock died (exit code {process.returncode}): {_tail(log)}")
 
 
 def _await_url(process: subprocess.Popen[bytes], log: IO[bytes]) -> MockProcess:

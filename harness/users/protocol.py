@@ -198,9 +198,16 @@ class _Conductor:
             stamps=STAMPS,
         )
         runlog.write_json(self.folder / "run.json", run)
-        if self.scenario.telemetry:
-            self._emitter = _spawn_verb("emit", str(self.folder), "--follow")
         return start
+
+    def _start_telemetry(self) -> None:
+        """Start what follows the log, and let it load first: it must not share the CPU with the start."""
+        if not self.scenario.telemetry:
+            return
+        self._emitter = _spawn_verb("emit", str(self.folder), stdout=subprocess.PIPE)
+        assert self._emitter.stdout is not None
+        with gevent.Timeout(READY_S, exception=False):
+            self._emitter.stdout.readline()
 
     def _on_exhausted(self) -> None:
         """The schedule has ended by itself: stop, as the user would."""
@@ -246,6 +253,7 @@ class Local(_Carrier, _Conductor):
 
     def _begin(self) -> None:
         assert self.folder is not None
+        self._start_telemetry()
         worker = self.build(self.scenario, self.target, Lease(folder=str(self.folder), worker=0, workers=1))
         worker.start(self._write_header(workers=1).monotonic_ns)
         worker.exhausted.wait()
@@ -269,6 +277,7 @@ class Master(_Conductor):
             runner.register_message(f"harness.{kind}", self._on_message)
 
     def _begin(self) -> None:
+        self._start_telemetry()
         ids = sorted(node.id for node in self.runner.clients.running + self.runner.clients.spawning)
         self._leases = {client: number for number, client in enumerate(ids)}
         self._heard = {"ready": set(), "exhausted": set(), "drained": set()}
@@ -408,9 +417,10 @@ def _target(environment: Environment, scenario: Scenario) -> str:
     return target
 
 
-def _spawn_verb(*arguments: str) -> subprocess.Popen[bytes]:
+def _spawn_verb(*arguments: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
     """Run one of our own verbs beside this process, below its priority."""
-    return subprocess.Popen([sys.executable, "-m", "harness", *arguments])  # noqa: S603 - our own words
+    command = [sys.executable, "-m", "harness", *arguments]
+    return subprocess.Popen(command, stdout=stdout, preexec_fn=lambda: os.nice(10))  # noqa: S603, PLW1509 - our own words; nothing is locked at the fork
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]

@@ -22,7 +22,7 @@ class H2Peer:
     def __init__(self, sock, settings: dict[SettingCodes, int]) -> None:
         self.sock = sock
         self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
-        self.h2.local_settings.update(settings)
+        self.settings = settings
         self.heads: dict[int, dict[str, str]] = {}
         self.bodies: dict[int, bytes] = {}
         self.resets: dict[int, int] = {}
@@ -35,6 +35,7 @@ class H2Peer:
 
     def serve(self, answer: Callable[[H2Peer, int], None]) -> None:
         self.h2.initiate_connection()
+        self.h2.update_settings(self.settings)
         self.flush()
         while piece := self.sock.recv(65_536):
             for event in self.h2.receive_data(piece):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 import trustme
+from gevent import ssl as cooperative
 from scripted import CHAT_BODY, DONE, Peer, answers, attempt, chunked, event, http, serving
 
 from harness.client import target
@@ -24,7 +25,7 @@ def authority():
 
 
 def server_context(certificate, *protocols: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = cooperative.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     if protocols:
         context.set_alpn_protocols(list(protocols))

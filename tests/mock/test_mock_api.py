@@ -23,7 +23,9 @@ def read(endpoint: Endpoint, body: dict) -> api.Question:
     return question
 
 
-def answer(endpoint: Endpoint, body: dict, *, tokens: int = 3, cached: int = 0, request_id: str = "r") -> Plan:
+def answer(
+    endpoint: Endpoint, body: dict, *, tokens: int = 3, cached: int = 0, request_id: str = "r"
+) -> Plan:
     return api.answer(
         read(endpoint, body),
         request_id=request_id,
@@ -68,9 +70,7 @@ def test_no_body_whatever_breaks_the_reader(body: bytes):
     assert isinstance(api.read(Endpoint.CHAT, body), api.Question | api.Refusal)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "tokens"), [("x" * 100, 30), (["x" * 100], 30), ([5, 6, 7], 3), ("", 1)]
-)
+@pytest.mark.parametrize(("prompt", "tokens"), [("x" * 100, 30), (["x" * 100], 30), ([5, 6, 7], 3), ("", 1)])
 def test_prompts_are_counted_by_the_documented_rule_or_by_their_ids(prompt: object, tokens: int):
     assert read(Endpoint.COMPLETIONS, COMPLETION | {"prompt": prompt}).prompt_tokens == tokens
 
@@ -121,9 +121,7 @@ def test_usage_rides_on_the_finish_chunk_unless_a_chunk_of_its_own_is_asked_for(
     usual = events(answer(Endpoint.CHAT, CHAT | {"stream": True}))
     assert usual[-1]["choices"][0]["finish_reason"] == "stop"
     assert "usage" not in usual[0]
-    asked = events(
-        answer(Endpoint.CHAT, CHAT | {"stream": True, "stream_options": {"include_usage": True}})
-    )
+    asked = events(answer(Endpoint.CHAT, CHAT | {"stream": True, "stream_options": {"include_usage": True}}))
     assert asked[-1]["choices"] == []
     assert asked[-2]["choices"][0]["finish_reason"] == "stop"
     assert all(event["usage"] is None for event in asked[:-1])

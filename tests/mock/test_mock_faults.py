@@ -16,7 +16,9 @@ MS = 1_000_000
 
 
 def plan(endpoint: api.Endpoint = api.Endpoint.CHAT, *, stream: bool = True) -> Plan:
-    field = '"messages":[{"role":"user","content":"hi"}]' if endpoint is api.Endpoint.CHAT else '"prompt":"hi"'
+    field = (
+        '"messages":[{"role":"user","content":"hi"}]' if endpoint is api.Endpoint.CHAT else '"prompt":"hi"'
+    )
     body = f'{{"model":"m","max_tokens":{TOKENS},"stream":{str(stream).lower()},{field}}}'
     question = api.read(endpoint, body.encode())
     assert isinstance(question, api.Question)

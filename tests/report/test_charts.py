@@ -97,7 +97,7 @@ def test_a_longer_run_makes_no_heavier_charts(figures):
         ([0.001, 0.002], [0.001, 0.002]),
         ([0.5, 0.5], [0.5, 1.0]),
         ([1e-6, 100.0], [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0]),
-        ([], [1e-3, 1e-2, 1e-1, 1.0]),
+        ([], [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]),
     ],
 )
 def test_ticks_are_round_and_hold_the_values_between_them(values, expected):

@@ -46,13 +46,16 @@ def test_the_counts_are_those_of_the_cases(state):
     )
 
 
+def properties_of(report: fake_run.RunReport) -> dict[str | None, str | None]:
+    return {each.get("name"): each.get("value") for each in suite(report).iter("property")}
+
+
 @pytest.mark.parametrize(
-    ("state", "code"), [(State.PASS, "0"), (State.INCONCLUSIVE, "3"), (State.INVALID, "4")]
+    ("state", "code"),
+    [(State.PASS, "0"), (State.FAIL, "1"), (State.INCONCLUSIVE, "3"), (State.INVALID, "4")],
 )
 def test_the_properties_carry_the_verdict(state, code):
-    properties = {
-        each.get("name"): each.get("value") for each in suite(fake_run.report(state)).iter("property")
-    }
+    properties = properties_of(fake_run.report(state))
     assert properties["verdict"] == state
     assert properties["exit_code"] == code
 

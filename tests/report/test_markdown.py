@@ -28,7 +28,7 @@ def test_every_row_has_as_many_cells_as_its_header():
 
 def test_texts_of_the_run_are_escaped():
     text = markdown(fake_run.hostile())
-    assert "<script" not in text
+    assert re.search(r"(?<!\\)<script", text) is None
     assert r"\<script\>" in text
 
 
