@@ -238,6 +238,10 @@ class _Link:
 
     def on_bytes(self, piece: bytes, stamp_ns: int) -> None:
         """Feed h2; hand its events to the streams; answer."""
+        # To h2, an HTTP/1.1 status line is the start of a frame of 4.7 MB, which it would wait for.
+        if not self._greeted.ready() and piece.startswith(b"HTTP/"):
+            self._fail_all(Outcome.MALFORMED, "not HTTP/2", stamp_ns)
+            return
         try:
             events = self._h2.receive_data(piece)
         except ProtocolError:
