@@ -258,6 +258,7 @@ def close(folder: Path) -> Manifest:
         rows=len(table),
         stop_reason="killed" if end is None else end.stop_reason,
         torn_bytes=torn_bytes,
+        orphans=runlog.orphans(table, ledgers),
     )
     runlog.write_json(folder / "manifest.json", manifest)
     return manifest

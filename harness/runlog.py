@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, TypeVar
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.errors import RunLogError
@@ -349,13 +351,30 @@ def merge(folder: Path) -> tuple[pa.Table, int]:
     return merged, torn
 
 
+def orphans(table: pa.Table, ledgers: Iterable[WorkerLedger]) -> dict[int, tuple[int, int]]:
+    """Of each worker that left a log but no books: its rows, and the arrivals they belong to."""
+    reported = {ledger.worker for ledger in ledgers}
+    left = {}
+    for worker in pc.unique(table["worker"]).to_pylist():
+        if worker not in reported:
+            seqs = table.filter(pc.equal(table["worker"], worker))["seq"]
+            left[worker] = (len(seqs), len(pc.unique(seqs)))
+    return left
+
+
 def read_ledgers(folder: Path) -> list[WorkerLedger]:
     """The books of the workers that drained."""
     return [_read_json(path, WorkerLedger) for path in sorted(folder.glob("ledger-*.json"))]
 
 
 def reconcile(
-    ledgers: Iterable[WorkerLedger], *, planned: int, rows: int, stop_reason: str, torn_bytes: int = 0
+    ledgers: Iterable[WorkerLedger],
+    *,
+    planned: int,
+    rows: int,
+    stop_reason: str,
+    torn_bytes: int = 0,
+    orphans: Mapping[int, tuple[int, int]] = MappingProxyType({}),
 ) -> Manifest:
     """Add the workers' books up and say what does not balance.
 
@@ -365,13 +384,16 @@ def reconcile(
         rows: records found in the merged log.
         stop_reason: see `Manifest.stop_reason`.
         torn_bytes: what was left unread at the logs' ends.
+        orphans: for each worker that left a log but no books, its rows and the arrivals they belong to.
     """
     workers = sorted(ledgers, key=lambda ledger: ledger.worker)
     total = {
         name: sum(getattr(ledger, name) for ledger in workers)
         for name in ("planned", "started", "dropped", "not_started", "finished", "cut_off", "records")
     }
-    lost = planned - total["planned"]
+    orphan_rows = sum(rows for rows, _ in orphans.values())
+    recorded = sum(arrivals for _, arrivals in orphans.values())
+    lost = planned - total["planned"] - recorded
     imbalances: list[str] = []
     for ledger in workers:
         if ledger.planned != ledger.started + ledger.dropped + ledger.not_started:
@@ -384,19 +406,24 @@ def reconcile(
                 f"worker {ledger.worker}: started {ledger.started} ≠ finished {ledger.finished} + "
                 f"cut off {ledger.cut_off}"
             )
-    if lost:
-        imbalances.append(f"{lost} planned arrivals belong to workers that never reported back")
-    if total["records"] != rows:
-        imbalances.append(f"the workers wrote {total['records']} records, the merged log holds {rows}")
+    if lost or recorded:
+        imbalances.append(
+            f"{lost} planned arrivals are lost with workers that never reported back; "
+            f"of the same workers, {recorded} arrivals are in the log"
+        )
+    if total["records"] + orphan_rows != rows:
+        imbalances.append(
+            f"the workers wrote {total['records'] + orphan_rows} records, the merged log holds {rows}"
+        )
     if torn_bytes:
         imbalances.append(f"{torn_bytes} bytes of unfinished batches stand at the logs' ends")
     return Manifest(
         planned=planned,
-        started=total["started"],
+        started=total["started"] + recorded,
         dropped=total["dropped"],
         not_started=total["not_started"],
         lost=lost,
-        finished=total["finished"],
+        finished=total["finished"] + recorded,
         cut_off=total["cut_off"],
         records=rows,
         workers=workers,

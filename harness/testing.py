@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,13 +32,14 @@ class MockServer:
     Args:
         url: its base URL, without a path.
         pid: its process.
-        verify: the file of the certificate authority that vouches for it, or whether to verify at all.
+        verify: how its certificate is checked (httpx's `verify`).
     """
 
-    def __init__(self, url: str, pid: int, *, verify: str | bool = True) -> None:
+    def __init__(self, url: str, pid: int, *, verify: ssl.SSLContext | bool = True) -> None:
         self.url = url
         self.pid = pid
-        self._verify = verify
+        # Loading the system's authorities takes longer than the request: only where they are needed.
+        self._verify = verify if url.startswith("https:") else False
 
     def health(self) -> dict[str, Any]:
         """What the mock says of itself: profile, seed, requests in flight, its clock."""
@@ -83,7 +85,7 @@ def mock_server(
     api_key: str | None = None,
     certificate: Path | None = None,
     key: Path | None = None,
-    verify: str | bool = True,
+    verify: ssl.SSLContext | bool = True,
     truth_file: Path | None = None,
     drain_s: float = 10.0,
 ) -> Iterator[MockServer]:
@@ -96,7 +98,7 @@ def mock_server(
         api_key: the only bearer key accepted.
         certificate: TLS certificate chain, with `key`.
         key: TLS private key.
-        verify: how the control plane checks that certificate (httpx's `verify`).
+        verify: how `truth` and `health` check that certificate (httpx's `verify`).
         truth_file: where the truth log is written at the end.
         drain_s: how long answers under way may go on at the end.
 

@@ -148,7 +148,7 @@ def test_books_that_balance_have_nothing_to_say() -> None:
     [
         ({"started": 7, "finished": 6}, 10, 9, "worker 0: planned 10 ≠ started 7"),
         ({"finished": 5}, 10, 9, "worker 0: started 8 ≠ finished 5"),
-        ({}, 25, 9, "15 planned arrivals belong to workers that never reported back"),
+        ({}, 25, 9, "15 planned arrivals are lost with workers that never reported back"),
         ({}, 10, 8, "the workers wrote 9 records, the merged log holds 8"),
     ],
 )
@@ -162,3 +162,23 @@ def test_each_sum_that_does_not_add_up_is_said(
 def test_bytes_left_unread_unbalance_the_books() -> None:
     manifest = runlog.reconcile([ledger()], planned=10, rows=9, stop_reason="completed", torn_bytes=4)
     assert manifest.imbalances == ["4 bytes of unfinished batches stand at the logs' ends"]
+
+
+def test_a_worker_killed_in_mid_run_keeps_what_it_had_recorded(tmp_path: Path) -> None:
+    for worker, seqs in ((0, (0, 2)), (1, (1, 3, 3))):
+        writer = runlog.Writer(runlog.records_path(tmp_path, worker))
+        for index, seq in enumerate(seqs):
+            writer.append(record(seq=seq, index=index))
+        writer.close()
+    table, _ = runlog.merge(tmp_path)
+    reported = [ledger(0, planned=2, started=2, dropped=0, not_started=0, finished=2, cut_off=0, records=2)]
+    left = runlog.orphans(table, reported)
+    assert left == {1: (3, 2)}
+    manifest = runlog.reconcile(reported, planned=10, rows=5, stop_reason="completed", orphans=left)
+    assert (manifest.started, manifest.finished, manifest.lost) == (4, 4, 6)
+    assert manifest.imbalances == [
+        (
+            "6 planned arrivals are lost with workers that never reported back; "
+            "of the same workers, 2 arrivals are in the log"
+        )
+    ]

@@ -25,11 +25,13 @@ from harness.record import Manifest, Run, Sample, TelemetryLedger
 class Budgets:
     """How far the instrument may stray before its run is INVALID; each with the reason for its size."""
 
-    lateness_s: float = 0.010
-    """P99 of lateness. It is part of what is judged, so it is bounded in absolute terms ..."""
-    lateness_of_threshold: float = 0.1
-    """... and as a share of the tightest judged latency: a client that adds more than a tenth of the
-    limit cannot tell a server that meets it from one that does not."""
+    lateness_s: float = 0.025
+    """P99 of lateness. It is part of what is judged from due, so it never flatters the server: the budget
+    need only keep a late client from failing a good one. 25 ms leaves room for a busy CI machine, whose
+    scheduler holds a process up for 10 to 20 ms at P99 ..."""
+    lateness_of_threshold: float = 0.05
+    """... unless the tightest limit on a time from due is below 500 ms: then a twentieth of it, the
+    margin within which the run could blame the server for what the client added."""
     dropped_share: float = 0.01
     """Of the arrivals: as much as a P99 objective lets go."""
     achieved_share: float = 0.99

@@ -123,6 +123,7 @@ class Exchange:
         self.ended_ns = stamp_ns
         self.outcome = outcome
         self.error = error
+        self.abort = None
         self._wake()
 
     def crash(self, bug: BaseException) -> None:

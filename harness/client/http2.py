@@ -199,7 +199,9 @@ class _Link:
             stamps=stamps,
         )
         self._h2.initiate_connection()
-        self._h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW})
+        self._h2.update_settings(
+            {SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW, SettingCodes.ENABLE_PUSH: 0}
+        )
         self._h2.increment_flow_control_window(_CONNECTION_WINDOW - _DEFAULT_WINDOW)
         self._flush()
         left_ns = max(timeout_ns - (now_ns() - began_ns), 0)

@@ -43,10 +43,9 @@ class Playback:
         self._log = log
         self._next = 0
         self._send: Callable[[bytes], object] = self._respond
-        entry.status = plan.status
         whole = len(plan.steps) == 1 and plan.framing is Framing.WHOLE and plan.ending is Ending.COMPLETE
         if plan.status is not None and not whole:
-            entry.headers_ns = now_ns()
+            entry.status, entry.headers_ns = plan.status, now_ns()
             self._send = proto.response_stream(plan.status, plan.headers).send_bytes
         self._advance()
 
@@ -71,7 +70,7 @@ class Playback:
 
     def _respond(self, body: bytes) -> None:
         assert self._plan.status is not None
-        self._entry.headers_ns = self._entry.ended_ns
+        self._entry.status, self._entry.headers_ns = self._plan.status, self._entry.ended_ns
         self._proto.response_bytes(self._plan.status, self._plan.headers, body)
 
     def _advance(self) -> None:

@@ -184,7 +184,8 @@ def _spread(label: str, spreads: Sequence[series.Spread], clock: _Clock, limits:
         for name, value in (("P50", each.p50_s), ("P99", each.p99_s))
     ]
     sizes = [each.n for each in spreads]
-    note = f"by when they were due, per {_length(spreads[0])}; n {min(sizes)} to {max(sizes)} an interval"
+    least, most = numbers.count(min(sizes)), numbers.count(max(sizes))
+    note = f"by when they were due, per {_length(spreads[0])}; n {least} to {most} an interval"
     if all(each.p99_s is None for each in spreads):
         note += "; too few for P99"
     title = f"{_capital(label)} over time"
@@ -203,12 +204,12 @@ def _errors(intervals: Sequence[series.Interval], clock: _Clock, report: RunRepo
     size = alt.Size(
         "v:Q",
         title="errors per second",
-        scale=alt.Scale(domainMin=0, range=[12, 260]),
+        scale=alt.Scale(domainMin=0, range=[12, 180]),
         legend=alt.Legend(values=sorted({min(rates), max(rates)}), format=".3~g", symbolStrokeWidth=1),
     )
     dots = (
         alt.Chart(_inline(clock.scaled(rows)))
-        .mark_circle(color="var(--bad)", opacity=0.75)
+        .mark_circle(color="var(--bad)", opacity=0.6)
         .encode(x=clock.x(), y=alt.Y("outcome:N", title=None, scale=alt.Scale(domain=names)), size=size)
     )
     errors = sum(n for outcome, n in report.summary.total.outcomes.items() if outcome in names)

@@ -47,7 +47,7 @@ class ObjectiveRow(msgspec.Struct, frozen=True):
     allowed: str
     budget_used: float | None
     needed: str
-    """What would decide it; empty once it is decided."""
+    """How many further good requests would make it pass; empty once it is decided."""
     reason: str
 
 
@@ -113,7 +113,7 @@ def objective_rows(verdict: Verdict) -> list[ObjectiveRow]:
 
 def _objective_row(judged: Judged) -> ObjectiveRow:
     objective = judged.objective
-    needed = "" if judged.more_needed is None else f"{numbers.count(judged.more_needed)} more good ones"
+    needed = "" if judged.more_needed is None else numbers.count(judged.more_needed)
     return ObjectiveRow(
         name=objective.name,
         expression=objective.expression,

@@ -50,8 +50,8 @@ def _objectives(report: RunReport) -> str:
         (row.expression, f"**{row.state}**", row.observed, row.bad, row.bound, row.allowed, row.needed)
         for row in facts.objective_rows(report.verdict)
     )
-    header = ("objective", "verdict", "observed [95 %]", "bad / n", "shown", "allowed", "needed")
-    return _table(header, "ll rrrr l", rows, plain={1})
+    header = ("objective", "verdict", "observed [95 %]", "bad / n", "shown", "allowed", "still needed")
+    return _table(header, "ll rrrr r", rows, plain={1})
 
 
 def _latency(report: RunReport) -> str:

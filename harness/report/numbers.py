@@ -79,10 +79,13 @@ def interval(figure: Figure) -> str:
 
 
 def figure_text(figure: Figure) -> str:
-    """The figure with its interval in brackets: `412 ms [...]`."""
+    """The figure with its interval in brackets, `412 ms [398, 431]` with a dash; a unit they share once."""
     value = quantity(figure.value, figure.unit)
     bounds = interval(figure)
-    return f"{value} [{bounds}]" if bounds and figure.value is not None else value
+    if figure.value is None or not bounds:
+        return value
+    unit = value.partition(" ")[2]
+    return f"{value} [{bounds.removesuffix(f' {unit}')}]"
 
 
 def clock(seconds: float) -> str:

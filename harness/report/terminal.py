@@ -16,6 +16,8 @@ from harness.slo.verdict import State
 
 STYLES = {State.PASS: "green", State.FAIL: "red", State.INCONCLUSIVE: "yellow", State.INVALID: "magenta"}
 _QUANTILES = ("p50", "p90", "p99")
+_ROOM_FOR_INTERVALS = 100
+"""Characters below which the latencies' intervals would be a thicket; summary.json has them."""
 
 
 def terminal(report: RunReport, width: int = 100, *, colour: bool = False) -> str:
@@ -37,13 +39,15 @@ def terminal(report: RunReport, width: int = 100, *, colour: bool = False) -> st
         markup=False,
         legacy_windows=False,
     )
-    for part in _parts(report):
+    for part in _parts(report, width):
         console.print(part)
-    return "\n".join(line.rstrip() for line in paper.getvalue().splitlines()) + "\n"
+        console.print()
+    return "\n".join(line.rstrip() for line in paper.getvalue().rstrip().splitlines()) + "\n"
 
 
-def _parts(report: RunReport) -> list[RenderableType]:
-    return [_banner(report), _objectives(report), _latency(report), _traffic(report), _facts(report)]
+def _parts(report: RunReport, width: int) -> list[RenderableType]:
+    latency = _latency(report, intervals=width >= _ROOM_FOR_INTERVALS)
+    return [_banner(report), _objectives(report), latency, _traffic(report), _facts(report)]
 
 
 def _banner(report: RunReport) -> Panel:
@@ -74,8 +78,9 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
-        expand=False,
+        padding=(0, 1, 0, 0),
     )
     for column in columns:
         # A word that is cut in two is not read as the verdict it is.
@@ -87,35 +92,28 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def _objectives(report: RunReport) -> Table:
-    table = _table(
-        "Objectives",
-        "objective",
-        "observed [95 %]",
-        "bad / n",
-        "shown",
-        "allowed",
-        "verdict",
-        "needed",
-        right=("observed [95 %]", "bad / n", "shown", "allowed"),
-    )
-    for row in facts.objective_rows(report.verdict):
+    rows = facts.objective_rows(report.verdict)
+    undecided = any(row.needed for row in rows)
+    right = ("observed", "bad / n", "shown", "allowed", "still needed")
+    columns = ["objective", "observed", "bad / n", "shown", "allowed", "verdict"]
+    table = _table("Objectives [95 % interval]", *columns, *["still needed"] * undecided, right=right)
+    for row in rows:
         state = Text(row.state.value, style=f"bold {STYLES[row.state]}")
-        table.add_row(
-            printable(row.expression), row.observed, row.bad, row.bound, row.allowed, state, row.needed
-        )
+        cells = [printable(row.expression), row.observed, row.bad, row.bound, row.allowed]
+        table.add_row(*cells, state, *[row.needed] * undecided)
     return table
 
 
-def _latency(report: RunReport) -> Table:
+def _latency(report: RunReport, *, intervals: bool) -> Table:
     names = [name.upper() for name in _QUANTILES]
-    table = _table(
-        "Latency [95 % interval]", "kind", "measure", *names, "max", "n", right=(*names, "max", "n")
-    )
+    title = "Latency [95 % interval]" if intervals else "Latency"
+    table = _table(title, "kind", "measure", *names, "max", "n", right=(*names, "max", "n"))
     before = ""
     for row in facts.latency_rows(report):
         if before and row.kind != before:
             table.add_section()
-        quantiles = [row.quantiles.get(name, numbers.NONE) for name in _QUANTILES]
+        cells = [row.quantiles.get(name, numbers.NONE) for name in _QUANTILES]
+        quantiles = cells if intervals else [cell.partition(" [")[0] for cell in cells]
         table.add_row("" if row.kind == before else row.kind, row.measure, *quantiles, row.maximum, row.n)
         before = row.kind
     return table

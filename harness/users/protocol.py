@@ -19,7 +19,7 @@ SIGINT until they have drained: the master decides.
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 import signal
 import subprocess
@@ -43,6 +43,7 @@ from harness import clock, runlog
 from harness.client.transport import STAMPS
 from harness.errors import ConfigError, EngineError
 from harness.record import End, Kind, Outcome, Record, WorkerLedger
+from harness.users.freight import Inbox, Outbox
 from harness.users.header import header
 from harness.users.line import lines
 from harness.users.worker import Lease, Worker
@@ -50,12 +51,14 @@ from harness.workload import scenario as scenarios
 from harness.workload import schedule
 from harness.workload.scenario import Closed, Scenario
 
-_log = logging.getLogger(__name__)
-
 READY_S = 60.0
 """A worker that has not built its share by then is left out."""
 GO_AHEAD_S = 0.5
 """The start is set this far ahead, so that every worker has heard of it."""
+FREIGHT_S = 10.0
+"""How long a remote worker waits at the end for the master to have all of its log."""
+TAKE_OVER_S = 1.0
+"""A spare takes over from this far ahead: it has its share to build."""
 TELEMETRY_S = 60.0
 """How long the end of a run waits for the spans to be exported."""
 
@@ -92,9 +95,15 @@ class _Carrier:
         self._built = Event()
         self._fire: Callable[..., None] = environment.events.request.fire
 
-    def build(self, scenario: Scenario, target: str, lease: Lease) -> Worker:
+    def build(
+        self,
+        scenario: Scenario,
+        target: str,
+        lease: Lease,
+        ship: Callable[[str, bytes], None] | None = None,
+    ) -> Worker:
         shared = lines(target, scenario, os.environ, worker=lease.worker)
-        self.worker = Worker(scenario, lease, shared, self._tell_locust)
+        self.worker = Worker(scenario, lease, shared, self._tell_locust, ship)
         self._built.set()
         return self.worker
 
@@ -254,7 +263,9 @@ class Local(_Carrier, _Conductor):
     def _begin(self) -> None:
         assert self.folder is not None
         self._start_telemetry()
-        worker = self.build(self.scenario, self.target, Lease(folder=str(self.folder), worker=0, workers=1))
+        worker = self.build(
+            self.scenario, self.target, Lease(folder=str(self.folder), worker=0, shard=0, shards=1)
+        )
         worker.start(self._write_header(workers=1).monotonic_ns)
         worker.exhausted.wait()
         if self.worker is worker:
@@ -271,53 +282,99 @@ class Master(_Conductor):
     def __init__(self, environment: Environment, runner: MasterRunner) -> None:
         super().__init__(environment, runner)
         self.runner: MasterRunner = runner
-        self._leases: dict[str, int] = {}
+        self._shards = 0
+        self._leases: dict[str, Lease] = {}
+        self._lost: set[str] = set()
         self._heard: dict[str, set[str]] = {}
+        self._inboxes: dict[str, Inbox] = {}
+        self._start: clock.Anchor | None = None
         for kind in ("ready", "exhausted", "drained"):
             runner.register_message(f"harness.{kind}", self._on_message)
+        runner.register_message("harness.piece", self._on_piece)
 
     def _begin(self) -> None:
         self._start_telemetry()
         ids = sorted(node.id for node in self.runner.clients.running + self.runner.clients.spawning)
-        self._leases = {client: number for number, client in enumerate(ids)}
+        self._shards = len(ids)
+        self._leases, self._lost, self._inboxes, self._start = {}, set(), {}, None
         self._heard = {"ready": set(), "exhausted": set(), "drained": set()}
-        for client, number in self._leases.items():
-            lease = {
-                "scenario": scenarios.to_builtins(self.scenario),
-                "target": self.target,
-                "folder": str(self.folder),
-                "worker": number,
-                "workers": len(ids),
-            }
-            self.runner.send_message("harness.lease", lease, client_id=client)
+        for number, client in enumerate(ids):
+            self._lease(client, Lease(str(self.folder), number, shard=number, shards=self._shards))
         self._await("ready", READY_S)
-        start = self._write_header(workers=len(ids))
-        go = {"wall_ns": start.wall_ns, "monotonic_ns": start.monotonic_ns, "boot_id": clock.boot_id()}
+        self._start = self._write_header(workers=self._shards)
         for client in self._leases:
-            self.runner.send_message("harness.go", go, client_id=client)
-        if self._await("exhausted", None):
+            self._go(client)
+        if self._await("exhausted", None, meanwhile=self._take_over):
             self._on_exhausted()
+
+    def _lease(self, client: str, lease: Lease) -> None:
+        self._leases[client] = lease
+        assert self.folder is not None
+        self._inboxes[client] = Inbox(self.folder)
+        # A spare has no users yet: it is told to spawn as many as any other worker has.
+        users = {
+            name: math.ceil(count / self._shards)
+            for name, count in self.runner.target_user_classes_count.items()
+        }
+        offer = {
+            "scenario": scenarios.to_builtins(self.scenario),
+            "target": self.target,
+            "lease": msgspec.to_builtins(lease),
+            "users": users,
+        }
+        self.runner.send_message("harness.lease", offer, client_id=client)
+
+    def _go(self, client: str) -> None:
+        assert self._start is not None
+        go = {
+            "wall_ns": self._start.wall_ns,
+            "monotonic_ns": self._start.monotonic_ns,
+            "boot_id": clock.boot_id(),
+        }
+        self.runner.send_message("harness.go", go, client_id=client)
+
+    def _take_over(self) -> None:
+        """Give what lost workers have left to spares; what was due meanwhile is lost, as the books say."""
+        live = set(self._live())
+        for client in [each for each in self._leases if each not in live and each not in self._lost]:
+            self._lost.add(client)
+            spares = sorted({node.id for node in self.runner.clients.ready} - set(self._leases))
+            if not spares or self._start is None or isinstance(self.scenario.arrivals, Closed):
+                continue
+            since_ns = clock.now_ns() - self._start.monotonic_ns + int(TAKE_OVER_S * 1e9)
+            lost = self._leases[client]
+            number = len(self._leases)
+            self._lease(spares[0], Lease(lost.folder, number, lost.shard, lost.shards, since_ns))
 
     def _drain(self) -> None:
         for client in self._live():
-            self.runner.send_message(
-                "harness.drain", {"patience_s": float(self.scenario.drain_s)}, client_id=client
-            )
-        self._await("drained", self.scenario.drain_s + 10)
+            patience = {"patience_s": float(self.scenario.drain_s)}
+            self.runner.send_message("harness.drain", patience, client_id=client)
+        self._await("drained", self.scenario.drain_s + 2 * FREIGHT_S)
 
     def _on_message(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
-        self._heard[msg.type.removeprefix("harness.")].add(msg.node_id)
+        what = msg.type.removeprefix("harness.")
+        self._heard[what].add(msg.node_id)
+        if what == "ready" and self._start is not None:
+            self._go(msg.node_id)
+
+    def _on_piece(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        number = self._inboxes[msg.node_id].take(msg.data)
+        self.runner.send_message("harness.ack", {"n": number}, client_id=msg.node_id)
 
     def _live(self) -> list[str]:
         missing = {node.id for node in self.runner.clients.missing}
         return [client for client in self._leases if client in self.runner.clients and client not in missing]
 
-    def _await(self, what: str, patience_s: float | None) -> bool:
+    def _await(
+        self, what: str, patience_s: float | None, *, meanwhile: Callable[[], None] = lambda: None
+    ) -> bool:
         """Wait until every live worker has said it; False if the run stopped or patience ended first."""
         with gevent.Timeout(patience_s, exception=False):
             while not self._heard[what].issuperset(self._live()):
                 if not self.running:
                     return False
+                meanwhile()
                 gevent.sleep(0.02)
             return True
         return False
@@ -329,16 +386,26 @@ class Member(_Carrier):
     def __init__(self, environment: Environment, runner: WorkerRunner) -> None:
         super().__init__(environment)
         self.runner = runner
+        self._outbox: Outbox | None = None
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the master decides
         runner.register_message("harness.lease", self._on_lease, concurrent=True)
         runner.register_message("harness.go", self._on_go, concurrent=True)
+        runner.register_message("harness.ack", self._on_ack)
         runner.register_message("harness.drain", self._on_drain, concurrent=True)
 
     def _on_lease(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
-        offer = msg.data
-        scenario = scenarios.from_builtins(offer["scenario"])
-        lease = Lease(folder=offer["folder"], worker=offer["worker"], workers=offer["workers"])
-        self.build(scenario, offer["target"], lease)
+        scenario = scenarios.from_builtins(msg.data["scenario"])
+        lease = msgspec.convert(msg.data["lease"], Lease)
+        own = _options(self.environment).worker_folder
+        ship = None
+        if own or not Path(lease.folder).is_dir():  # the master's folder is not ours to write to
+            folder = runlog.create(Path(own or "runs"), f"{scenario.name}-{lease.worker}", datetime.now(UTC))
+            lease = msgspec.structs.replace(lease, folder=str(folder))
+            self._outbox = Outbox(lambda message: self.runner.send_message("harness.piece", message))
+            ship = self._outbox.put
+        self.build(scenario, msg.data["target"], lease, ship)
+        if not self.runner.user_count:
+            self.runner.spawn_users(msg.data["users"])
         self.runner.send_message("harness.ready")
 
     def _on_go(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
@@ -348,12 +415,21 @@ class Member(_Carrier):
         same_boot = msg.data["boot_id"] == clock.boot_id()
         wall_ns = msg.data["wall_ns"]
         worker.start(msg.data["monotonic_ns"] if same_boot else clock.anchor().monotonic_of(wall_ns))
-        worker.exhausted.wait()
+        while not worker.exhausted.wait(1):
+            if self._outbox is not None:
+                self._outbox.resend()
         self.runner.send_message("harness.exhausted")
+
+    def _on_ack(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        if self._outbox is not None:
+            self._outbox.acknowledge(msg.data["n"])
 
     def _on_drain(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         if self.worker is not None:
             self.drain(msg.data["patience_s"])
+        if self._outbox is not None:
+            self._outbox.flush(FREIGHT_S)
+            self._outbox = None
         self.runner.send_message("harness.drained")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -428,6 +504,9 @@ def _on_parser(parser: ArgumentParser, **_: object) -> None:
     group = parser.add_argument_group("LLM load harness")
     group.add_argument("--scenario", env_var="HARNESS_SCENARIO", default="", help="Scenario file (YAML)")
     group.add_argument("--runs", env_var="HARNESS_RUNS", default="runs", help="Where run folders are made")
+    group.add_argument(
+        "--worker-folder", default="", help="Where a worker keeps its own log, and sends it to the master"
+    )
     group.add_argument("--run-folder", default="", help="A run folder that `harness run` has prepared")
 
 

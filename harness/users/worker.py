@@ -13,9 +13,10 @@ import gc
 import math
 import time
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import gevent
@@ -43,8 +44,12 @@ class Lease(msgspec.Struct, frozen=True):
 
     folder: str
     worker: int
-    """Dense number, from 0."""
-    workers: int
+    """Number of its log; from 0, never used twice in a run."""
+    shard: int
+    """Which arrivals are its own: seq % shards == shard."""
+    shards: int
+    since_ns: int = 0
+    """Only arrivals due from here on: a spare takes over what a lost worker has left."""
 
 
 class _Work(msgspec.Struct, frozen=True, gc=False):
@@ -72,10 +77,16 @@ class Worker:
         lease: this worker's share.
         lines: what carries the requests.
         fire: called with each final record, to tell Locust.
+        ship: given each piece of this worker's files, by name, once it is written: another host's copy.
     """
 
     def __init__(
-        self, scenario: Scenario, lease: Lease, lines: Lines, fire: Callable[[Record], None]
+        self,
+        scenario: Scenario,
+        lease: Lease,
+        lines: Lines,
+        fire: Callable[[Record], None],
+        ship: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._scenario = scenario
         self._lease = lease
@@ -85,8 +96,11 @@ class Worker:
         self._lines = lines
         self._fire = fire
         folder = Path(lease.folder)
-        self._log = runlog.Writer(runlog.records_path(folder, lease.worker))
-        self._samples = runlog.samples_path(folder, lease.worker).open("wb", buffering=0)
+        self._ship = ship
+        path = runlog.records_path(folder, lease.worker)
+        self._log = runlog.Writer(path, ship=None if ship is None else partial(ship, path.name))
+        self._samples_path = runlog.samples_path(folder, lease.worker)
+        self._samples = self._samples_path.open("wb", buffering=0)
         self._users: list[VirtualUser] = []
         self._idle: dict[str, list[Waiter]] = {kind: [] for kind in Kind}
         self._waiting: dict[str, deque[tuple[int, _Work]]] = {kind: deque() for kind in Kind}
@@ -99,7 +113,7 @@ class Worker:
         self.exhausted = Event()
         """Set when every arrival of this share has been dispatched and has ended."""
         closed = isinstance(scenario.arrivals, Closed)
-        self._due_ns = array("q") if closed else _due_ns(scenario, lease)
+        self._due_ns, self._first = (array("q"), 0) if closed else _share(scenario, lease)
         self._claims = _claims(scenario, lease) if closed else None
         self._request_of = workload(scenario)
         kinds = {Kind(entry.kind) for entry in scenario.traffic}
@@ -157,7 +171,10 @@ class Worker:
             cut_off=self._cut_off,
             records=self._log.count,
         )
-        runlog.write_json(runlog.ledger_path(Path(self._lease.folder), self._lease.worker), ledger)
+        path = runlog.ledger_path(Path(self._lease.folder), self._lease.worker)
+        runlog.write_json(path, ledger)
+        if self._ship is not None:
+            self._ship(path.name, path.read_bytes())
         return ledger
 
     @property
@@ -235,10 +252,10 @@ class Worker:
 
     def _dispatch(self) -> None:
         """Walk the absolute schedule. Requests are made and encoded before they are due."""
-        worker, workers = self._lease.worker, self._lease.workers
+        shards = self._lease.shards
         run_callback = gevent.get_hub().loop.run_callback
-        for position, due_ns in enumerate(self._due_ns):
-            seq = worker + position * workers
+        for position, due_ns in enumerate(self._due_ns, self._first):
+            seq = self._lease.shard + position * shards
             work = self._prepare(Arrival(seq, due_ns), self._request_of(seq))
             instant_ns = self._origin_ns + due_ns
             if instant_ns > now_ns():
@@ -312,17 +329,22 @@ class Worker:
             finished=self._finished,
             in_flight=self.in_flight,
         )
-        self._samples.write(msgspec.json.encode(sample) + b"\n")
+        line = msgspec.json.encode(sample) + b"\n"
+        self._samples.write(line)
+        if self._ship is not None:
+            self._ship(self._samples_path.name, line)
 
 
-def _due_ns(scenario: Scenario, lease: Lease) -> array[int]:
-    """This worker's due times; arrival i of them has seq = worker + i * workers."""
-    share = shard(arrivals(scenario), lease.worker, lease.workers)
-    return array("q", (arrival.due_ns for arrival in share if arrival.due_ns is not None))
+def _share(scenario: Scenario, lease: Lease) -> tuple[array[int], int]:
+    """This worker's due times, and the position of the first; that at i has seq = shard + i * shards."""
+    share = shard(arrivals(scenario), lease.shard, lease.shards)
+    due_ns = array("q", (arrival.due_ns for arrival in share if arrival.due_ns is not None))
+    first = bisect_left(due_ns, lease.since_ns)
+    return due_ns[first:], first
 
 
 def _claims(scenario: Scenario, lease: Lease) -> Iterator[Arrival]:
-    return claims(lease.worker, lease.workers, scenario.count)
+    return claims(lease.shard, lease.shards, scenario.count)
 
 
 def _only(scenario: Scenario, kind: str) -> Scenario:

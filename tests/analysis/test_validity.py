@@ -98,15 +98,15 @@ def test_books_that_do_not_balance_are_invalid(records, books, cause):
 
 
 def test_a_late_load_generator_is_invalid():
-    found = checks([late(seq, 30) if seq % 50 == 0 else record(seq=seq) for seq in range(1000)])["lateness"]
+    found = checks([late(seq, 40) if seq % 50 == 0 else record(seq=seq) for seq in range(1000)])["lateness"]
     assert not found.passed
-    assert found.observed == pytest.approx(0.03)
-    assert found.budget == 0.01
+    assert found.observed == pytest.approx(0.04)
+    assert found.budget == 0.025
     assert "--workers" in found.remedy
 
 
 def test_a_few_late_starts_are_within_budget():
-    assert checks([late(seq, 30) if seq == 500 else record(seq=seq) for seq in range(1000)])[
+    assert checks([late(seq, 40) if seq == 500 else record(seq=seq) for seq in range(1000)])[
         "lateness"
     ].passed
 
@@ -114,12 +114,13 @@ def test_a_few_late_starts_are_within_budget():
 @pytest.mark.parametrize(
     ("objective", "budget"),
     [
-        ("response: p(99) < 50ms", 0.005),
-        ("service: p(99) < 50ms", 0.01),  # lateness is no part of it
-        ("errors: rate < 1%", 0.01),
+        ("response: p(99) < 50ms", 0.0025),
+        ("response: p(99) < 2s", 0.025),
+        ("service: p(99) < 50ms", 0.025),  # lateness is no part of it
+        ("errors: rate < 1%", 0.025),
     ],
 )
-def test_lateness_may_take_a_tenth_of_the_tightest_limit_it_is_part_of(objective, budget):
+def test_lateness_may_take_a_twentieth_of_the_tightest_limit_it_is_part_of(objective, budget):
     assert checks(steady(10), [objective])["lateness"].budget == pytest.approx(budget)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_bench_sse_one_event_a_piece(benchmark):
 def test_bench_sse_cut_anywhere(benchmark):
     stream = EVENT * CHUNKS
     cuts = [0, *sorted(random.Random(1).sample(range(len(stream)), CHUNKS)), len(stream)]
-    pieces = [stream[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [stream[a:b] for a, b in pairwise(cuts)]
 
     def parse() -> int:
         parser = EventStream()

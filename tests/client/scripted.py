@@ -162,8 +162,12 @@ def patient(
     *, connect: float = 5, idle: float = 5, total: float = 10, retries: Retries | None = None, sleep=None
 ) -> Policy:
     timeouts = Timeouts(connect_s=Seconds(connect), idle_s=Seconds(idle), total_s=Seconds(total))
-    sleep = sleep or (lambda seconds: None)
+    sleep = sleep or unheard
     return policy(timeouts, retries or Retries(), random.Random(7), sleep)
+
+
+def unheard(_: object) -> None:
+    """Who doesn't listen: the log, or the sleep, of a test that looks at neither."""
 
 
 def call_to(url: str, *, key: str = "", **of_request) -> Call:
@@ -181,7 +185,7 @@ def attempt(url_or_wire: str | Wire, *, rules: Policy | None = None, log=None, *
             due_ns=None,
             origin_ns=now_ns(),
             policy=rules or patient(),
-            log=log or (lambda record: None),
+            log=log or unheard,
         )
     finally:
         if owned:

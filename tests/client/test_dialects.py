@@ -88,13 +88,14 @@ def test_a_token_is_told_from_an_empty_delta(dialect, choice, reasoning, content
             Usage(9, 3, 4),
         ),
         (
-            '{"prompt_tokens":9,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":2},'
-            '"completion_tokens_details":{"reasoning_tokens":1}}',
+            (
+                '{"prompt_tokens":9,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":2},'
+                '"completion_tokens_details":{"reasoning_tokens":1}}'
+            ),
             Usage(9, 3, 2, 1),
         ),
         (
-            '{"prompt_tokens":9,"completion_tokens":3,"prompt_tokens_details":null,'
-            '"completion_tokens_details":null}',
+            '{"prompt_tokens":9,"completion_tokens":3,"prompt_tokens_details":null}',
             Usage(9, 3),
         ),
         ('{"prompt_tokens":9}', None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket as names
+from itertools import pairwise
 
 import gevent
 import pytest
@@ -227,7 +228,7 @@ def test_any_split_of_the_response_yields_the_same_record(cuts):
 
     def script(peer: Peer) -> None:
         peer.read_request()
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             peer.send(STREAM[start:end])
             gevent.sleep(0)
         peer.until_gone()
@@ -279,7 +280,7 @@ def test_each_user_has_a_connection_of_its_own():
 def test_our_own_bug_reaches_the_one_who_waits(monkeypatch):
     with serving(answers(OK)) as server:
         connection = Connection(target.parse(server.url))
-        monkeypatch.setattr(connection, "_end", lambda stamp_ns: 1 // 0)
+        monkeypatch.setattr(connection, "_end", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             attempt(connection)
 

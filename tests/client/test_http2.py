@@ -10,7 +10,7 @@ import trustme
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from h2_server import H2Peer, serving_h2, whole
-from scripted import DONE, Peer, answers, attempt, call_to, event, http, patient, serving
+from scripted import DONE, Peer, answers, attempt, call_to, event, http, patient, serving, unheard
 from test_tls import client_context, server_context
 
 from harness.client import target
@@ -25,9 +25,7 @@ STREAMED = (event("a"), event("b"), event("", finish="stop"), DONE)
 
 def batch(mux: Mux, size: int, *, rules=None, log=None, **of_request) -> list[Record]:
     calls = [call_to(mux.target.url, seq=1, index=n, id=f"r-{n}", **of_request) for n in range(size)]
-    return send_batch(
-        mux, calls, due_ns=0, origin_ns=now_ns(), policy=rules or patient(), log=log or (lambda record: None)
-    )
+    return send_batch(mux, calls, due_ns=0, origin_ns=now_ns(), policy=rules or patient(), log=log or unheard)
 
 
 def streamed(peer: H2Peer, stream: int) -> None:

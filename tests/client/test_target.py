@@ -23,7 +23,7 @@ from harness.errors import ConfigError
         ("http://b\u00fccher.example", "http", "xn--bcher-kva.example", 80, "", "xn--bcher-kva.example"),
     ],
 )
-def test_a_base_url_is_taken_apart(url, scheme, host, port, base_path, authority):
+def test_a_base_url_is_taken_apart(url, scheme, host, port, base_path, authority):  # noqa: PLR0917  # a table
     target = parse(url)
     assert (target.scheme, target.host, target.port, target.base_path) == (scheme, host, port, base_path)
     assert target.authority == authority

@@ -125,6 +125,14 @@ def test_a_hang_without_limit_ends_when_the_client_gives_up(mock: MockServer):
     assert truth_of(mock, request_id)["end"] == "client_gone"
 
 
+def test_a_client_that_leaves_before_the_answer_was_sent_no_status(mock: MockServer):
+    with asked(mock, "status;code=504;delay=60", stream=False) as (_, request_id):
+        pass
+    truth = truth_of(mock, request_id)
+    assert truth["end"] == "client_gone"
+    assert truth["status"] is None
+
+
 def test_a_stall_keeps_the_socket_open_and_goes_on(mock: MockServer):
     with asked(mock, "stall;after=2;seconds=0.2") as (sock, request_id):
         received = read_until(sock, b"[DONE]\n\n")

@@ -54,7 +54,8 @@ def test_an_interval_stands_on_one_scale(low, high, unit, text):
 
 
 def test_a_figure_carries_its_interval():
-    assert numbers.figure_text(Figure(0.4123, "s", 9, 0.398, None)) == "412 ms [≥ 398 ms]"
+    assert numbers.figure_text(Figure(0.4123, "s", 9, 0.398, None)) == "412 ms [≥ 398]"
+    assert numbers.figure_text(Figure(0.98, "s", 9, 0.967, 1.02)) == f"980 ms [0.967{numbers.NONE}1.02 s]"
     assert numbers.figure_text(Figure(None, "s", 9, 0.398, None)) == numbers.NONE
 
 

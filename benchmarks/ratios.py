@@ -1,0 +1,482 @@
+"""Does the harness reach its ratios on this machine? Two cores: a reference server on one, a client on the other.
+
+    python benchmarks/ratios.py [rate] [streams] [import] [--quick] [--json FILE]
+
+Every client meets the same server, which logs when it received what and when it wrote what; rates and
+errors are computed from that log, by the same definition for all. CPU time is read from /proc while
+the client runs. Ratios are medians over pairs of runs, one after the other, so that a noisy neighbour
+hits both sides. The exit code is 1 if a required figure was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from harness import runlog
+from harness.client.call import prepare
+from harness.client.target import parse
+from harness.workload import scenario as scenarios
+from harness.workload.prompts import workload
+
+HERE = Path(__file__).resolve().parent
+LOCUSTFILES = HERE.parent / "locustfiles"
+BASELINES = HERE / "baselines"
+LOCUST = (sys.executable, "-m", "locust", "--headless", "--only-summary", "--loglevel", "ERROR")
+PATIENCE_S = 180
+USERS = 32
+STEADY = (0.25, 0.9)
+"""The share of a run whose requests are counted: not its start, not its end."""
+SHORT_PROMPT = {"source": "synthetic", "tokens": {"distribution": "fixed", "tokens": 16}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much work is done. `--quick` is for trying things out: its figures prove nothing."""
+
+    pairs: int
+    run_s: int
+    streams: int
+    chunks: int
+    imports: int
+
+
+FULL = Size(pairs=5, run_s=5, streams=500, chunks=128, imports=5)
+QUICK = Size(pairs=1, run_s=2, streams=100, chunks=64, imports=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the result."""
+
+    what: str
+    measured: str
+    required: str = ""
+    reached: bool | None = None
+    """None where nothing is required."""
+
+
+# -- processes ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def on_cpu(number: int) -> Iterator[None]:
+    """Processes started within this context stay on one CPU of those that we may use."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        sys.exit("ratios need two CPUs: one for the server, one for the client")
+    os.sched_setaffinity(0, {sorted(allowed)[number]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def reference_server(*options: str) -> Iterator[str]:
+    """A reference server on the first CPU; its URL."""
+    command = [sys.executable, str(HERE / "reference_server.py"), "--port", "0", *options]
+    with on_cpu(0):
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+def truth_of(url: str) -> list[dict[str, Any]]:
+    """What the server has received and sent since it was last asked."""
+    with urllib.request.urlopen(f"{url}/__truth", timeout=60) as answer:
+        return [json.loads(line) for line in answer]
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """CPU seconds that a process had used, at instants of CLOCK_MONOTONIC."""
+
+    at_ns: list[int]
+    cpu_s: list[float]
+
+    def between(self, low_ns: float, high_ns: float) -> float:
+        """CPU seconds used from one instant to another, interpolated."""
+        return self._until(high_ns) - self._until(low_ns)
+
+    def _until(self, instant_ns: float) -> float:
+        after = min(max(bisect_left(self.at_ns, instant_ns), 1), len(self.at_ns) - 1)
+        low_ns, high_ns = self.at_ns[after - 1], self.at_ns[after]
+        low_s, high_s = self.cpu_s[after - 1], self.cpu_s[after]
+        return low_s + (high_s - low_s) * (instant_ns - low_ns) / (high_ns - low_ns)
+
+
+def run_client(command: Sequence[str], environ: Mapping[str, str], log: Path) -> Usage:
+    """Run a client on the second CPU, and watch what it uses.
+
+    Raises:
+        SystemExit: it failed, or took far too long.
+    """
+    usage = Usage([], [])
+    with log.open("wb") as out:
+        with on_cpu(1):
+            client = subprocess.Popen(
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**os.environ, **environ}
+            )
+        process, deadline = psutil.Process(client.pid), time.monotonic() + PATIENCE_S
+        while client.poll() is None and time.monotonic() < deadline:
+            times = process.cpu_times()
+            usage.at_ns.append(time.monotonic_ns())
+            usage.cpu_s.append(times.user + times.system)
+            time.sleep(0.1)
+    if client.returncode is None:
+        client.kill()
+        client.wait()
+    # Locust exits with 1 where requests have failed; what was and was not sent shows in the truth log.
+    if client.returncode not in {0, 1}:
+        sys.exit(f"{' '.join(command)} ended with {client.returncode}:\n{log.read_text()[-2000:]}")
+    return usage
+
+
+# -- scenarios ------------------------------------------------------------------------------------------
+
+
+def completions(run_s: int) -> dict[str, Any]:
+    """32 users in a closed loop that ask for short answers in one piece."""
+    return {
+        "name": "ratios-rate",
+        "traffic": [
+            {"kind": "completion", "prompt": SHORT_PROMPT, "output": {"distribution": "fixed", "tokens": 8}}
+        ],
+        "arrivals": {"process": "closed", "users": USERS},
+        "duration": f"{run_s}s",
+        "telemetry": False,
+    }
+
+
+def streams(count: int, chunks: int) -> dict[str, Any]:
+    """Streams, one an arrival, started evenly over one second."""
+    return {
+        "name": "ratios-streams",
+        "traffic": [
+            {"kind": "stream", "prompt": SHORT_PROMPT, "output": {"distribution": "fixed", "tokens": chunks}}
+        ],
+        "arrivals": {"process": "constant", "rate": count},
+        "count": count,
+        "max_in_flight": count,
+        "telemetry": False,
+    }
+
+
+def body_of(plain: Mapping[str, Any], url: str) -> str:
+    """The body of the scenario's first request: what the baselines send, byte for byte."""
+    (request,) = workload(scenarios.from_builtins(plain))(0)
+    return prepare(request, parse(url)).body.decode()
+
+
+def run_harness(locustfile: str, plain: Mapping[str, Any], url: str, folder: Path) -> tuple[pa.Table, Usage]:
+    """Run a scenario the way `harness run` does, up to the closed log; the records and the CPU time."""
+    folder.mkdir()
+    scenario = scenarios.to_builtins(scenarios.from_builtins(plain))
+    runlog.write_json(folder / "plan.json", {"scenario": scenario, "target": url, "mock": False})
+    command = [*LOCUST, "-f", str(LOCUSTFILES / locustfile), "--run-folder", str(folder)]
+    usage = run_client(command, {}, folder / "client.log")
+    records, torn_bytes = runlog.merge(folder)
+    if torn_bytes:
+        sys.exit(f"{folder} holds unfinished batches")
+    return records, usage
+
+
+# -- (1) requests in one piece --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A client's steady state, by the server's log."""
+
+    per_s: float
+    cpu_us: float
+    """CPU time a request, in microseconds."""
+
+
+def rate_of(truth: Sequence[Mapping[str, Any]], usage: Usage) -> Rate:
+    """Requests a second that the server received in the steady part of a run."""
+    received_ns = sorted(row["received_ns"] for row in truth)
+    begin_ns, length_ns = received_ns[0], received_ns[-1] - received_ns[0]
+    low_ns, high_ns = (begin_ns + share * length_ns for share in STEADY)
+    count = bisect_left(received_ns, high_ns) - bisect_left(received_ns, low_ns)
+    return Rate(count / (high_ns - low_ns) * 1e9, usage.between(low_ns, high_ns) / count * 1e6)
+
+
+def harness_rate(url: str, size: Size, folder: Path) -> Rate:
+    """Our rate, every request of which must have its record."""
+    records, usage = run_harness("completion.py", completions(size.run_s), url, folder)
+    truth = truth_of(url)
+    if len(truth) != len(records) or set(records["outcome"].to_pylist()) != {"ok"}:
+        sys.exit(f"the server received {len(truth)} requests, the log holds {len(records)} records")
+    return rate_of(truth, usage)
+
+
+def fasthttp_rate(url: str, size: Size, folder: Path) -> Rate:
+    """The bare loop's rate."""
+    folder.mkdir()
+    command = [*LOCUST, "-f", str(BASELINES / "fasthttp_completions.py"), "--host", url]
+    command += ["-u", str(USERS), "-r", str(USERS), "-t", f"{size.run_s}s"]
+    environ = {"BASELINE_BODY": body_of(completions(size.run_s), url)}
+    usage = run_client(command, environ, folder / "client.log")
+    return rate_of(truth_of(url), usage)
+
+
+def measure_rate(size: Size, root: Path) -> list[Row]:
+    """Ours and the bare loop's, in turn."""
+    ours: list[Rate] = []
+    bare: list[Rate] = []
+    with reference_server() as url:
+        for pair in range(size.pairs):
+            say(f"requests in one piece, pair {pair + 1} of {size.pairs}")
+            ours.append(harness_rate(url, size, root / f"rate-ours-{pair}"))
+            bare.append(fasthttp_rate(url, size, root / f"rate-bare-{pair}"))
+    ratios = [mine.per_s / other.per_s for mine, other in zip(ours, bare, strict=True)]
+    return [
+        Row("harness, requests/s", spread([each.per_s for each in ours], ",.0f")),
+        Row("FastHttpUser, requests/s", spread([each.per_s for each in bare], ",.0f")),
+        Row("harness, CPU µs/request", spread([each.cpu_us for each in ours], ".0f")),
+        Row("FastHttpUser, CPU µs/request", spread([each.cpu_us for each in bare], ".0f")),
+        Row("requests/s, harness : FastHttpUser", spread(ratios, ".2f"), ">= 2.5", median(ratios) >= 2.5),
+    ]
+
+
+# -- (2) streams ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """One stream as its client saw it; nanoseconds of CLOCK_MONOTONIC."""
+
+    started_ns: int
+    chunk_ns: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """A client's streams against the server's log."""
+
+    missing: int
+    """Chunks that the server wrote and the client did not see."""
+    ttft_error_ms: list[float]
+    """TTFT by the client, from its own start, minus the server's: first chunk written - request read."""
+    cpu_us: float
+    """CPU time a chunk, in microseconds."""
+
+
+def compare(
+    client: Mapping[str, Stream], truth: Sequence[Mapping[str, Any]], usage: Usage, asked: int
+) -> Fidelity:
+    """What the client saw, minus what was so."""
+    missing, errors_ms, written = 0, [], 0
+    for row in truth:
+        seen, sent_ns = client.get(row["id"]), row["chunk_ns"]
+        written += len(sent_ns)
+        missing += len(sent_ns) - (0 if seen is None else len(seen.chunk_ns))
+        if seen is not None and seen.chunk_ns:
+            true_ns = sent_ns[0] - row["received_ns"]
+            errors_ms.append((seen.chunk_ns[0] - seen.started_ns - true_ns) / 1e6)
+    first_ns = min(row["received_ns"] for row in truth)
+    last_ns = max(row["chunk_ns"][-1] for row in truth)
+    return Fidelity(asked - written + missing, errors_ms, usage.between(first_ns, last_ns) / written * 1e6)
+
+
+def harness_streams(url: str, size: Size, folder: Path) -> Fidelity:
+    """Ours, from the run log."""
+    records, usage = run_harness("stream.py", streams(size.streams, size.chunks), url, folder)
+    origin_ns = runlog.read_run(folder).start.monotonic_ns
+    client = {
+        row["request_id"]: Stream(row["started_ns"] + origin_ns, [each + origin_ns for each in row["chunk_ns"]])
+        for row in records.select(["request_id", "started_ns", "chunk_ns"]).to_pylist()
+    }
+    return compare(client, truth_of(url), usage, size.streams * size.chunks)
+
+
+def baseline_streams(command: Sequence[str], url: str, size: Size, folder: Path, read: str = "") -> Fidelity:
+    """A baseline's, from the rows it leaves."""
+    folder.mkdir()
+    out = folder / "streams.jsonl"
+    environ = {
+        "BASELINE_BODY": body_of(streams(size.streams, size.chunks), url),
+        "BASELINE_STREAMS": str(size.streams),
+        "BASELINE_RAMP_S": "1",
+        "BASELINE_OUT": str(out),
+        "BASELINE_READ": read,
+    }
+    usage = run_client(command, environ, folder / "client.log")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    client = {row["id"]: Stream(row["started_ns"], row["chunk_ns"]) for row in rows}
+    return compare(client, truth_of(url), usage, size.streams * size.chunks)
+
+
+def measure_streams(size: Size, root: Path) -> list[Row]:
+    """Ours twice, and each baseline once, beside the same paced server; then our rate without pauses."""
+    users = ["-u", str(size.streams), "-r", str(size.streams)]
+    with reference_server("--ttft-ms", "200", "--itl-ms", "20") as url:
+        fast = [*LOCUST, "-f", str(BASELINES / "fasthttp_streams.py"), "--host", url, *users]
+        httpx = [sys.executable, str(BASELINES / "httpx_streams.py"), url]
+        say(f"{size.streams} streams, harness")
+        ours = harness_streams(url, size, root / "streams-ours")
+        beside: dict[str, Fidelity] = {}
+        for name, command, read in (
+            ("httpx under gevent", httpx, ""),
+            ("FastHttpUser readline", fast, "readline"),
+            ("FastHttpUser iter_lines", fast, "iter_lines"),
+        ):
+            say(f"{size.streams} streams, {name}")
+            beside[name] = baseline_streams(command, url, size, root / f"streams-{len(beside)}", read)
+    p50_ms, p99_ms = percentiles(ours.ttft_error_ms)
+    rows = [
+        Row("harness, chunks missing", f"{ours.missing:,}", "0", ours.missing == 0),
+        Row("harness, TTFT error P50", f"{p50_ms:.3f} ms", "< 0.5 ms", abs(p50_ms) < 0.5),
+        Row("harness, TTFT error P99", f"{p99_ms:.3f} ms", "< 5 ms", abs(p99_ms) < 5),
+        Row("harness, CPU µs/chunk", f"{ours.cpu_us:.1f}"),
+    ]
+    for name, seen in beside.items():
+        p50_ms, p99_ms = percentiles(seen.ttft_error_ms)
+        rows.append(Row(f"{name}, chunks missing", f"{seen.missing:,}"))
+        rows.append(Row(f"{name}, TTFT error P50 / P99", f"{p50_ms:.2f} / {p99_ms:.2f} ms"))
+        rows.append(Row(f"{name}, CPU µs/chunk", f"{seen.cpu_us:.1f}"))
+    return [*rows, *measure_chunks(size, root)]
+
+
+def measure_chunks(size: Size, root: Path) -> list[Row]:
+    """How many chunks a second we read when the server never pauses."""
+    plain = streams(200, 256)
+    plain["arrivals"], plain["count"] = {"process": "closed", "users": 200}, 200 * (10 if size is FULL else 3)
+    with reference_server() as url:
+        say("streams without pauses, harness")
+        records, _ = run_harness("stream.py", plain, url, root / "chunks-ours")
+        truth_of(url)
+    chunks = sum(len(each) for each in records["chunk_ns"].to_pylist())
+    begin_ns, end_ns = min(records["sent_ns"].to_pylist()), max(records["ended_ns"].to_pylist())
+    return [Row("harness, chunks/s without pauses", f"{chunks / (end_ns - begin_ns) * 1e9:,.0f}")]
+
+
+# -- (3) import -----------------------------------------------------------------------------------------
+
+_CUMULATIVE = re.compile(r"import time:\s+\d+ \|\s+(\d+) \| *(\S+)")
+HEAVY = ("locust", "numpy", "opentelemetry")
+
+
+def import_times(*arguments: str) -> dict[str, int]:
+    """Cumulative microseconds of each module that a fresh interpreter imports."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    with on_cpu(1):
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return {name: int(us) for us, name in _CUMULATIVE.findall(said.stderr)}
+
+
+def measure_import(size: Size, _root: Path) -> list[Row]:
+    """What it costs to import the package, and to ask for help."""
+    say("import")
+    import_times("-c", "import harness")  # writes the byte code, reads the disk
+    times_ms = [import_times("-c", "import harness")["harness"] / 1e3 for _ in range(size.imports)]
+    help_ms = []
+    for _ in range(size.imports):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "harness", "--help"], capture_output=True, check=True)
+        help_ms.append((time.perf_counter() - began) * 1e3)
+    heavy = sorted({name.partition(".")[0] for name in import_times("-m", "harness", "--help")} & set(HEAVY))
+    return [
+        Row("import harness", spread(times_ms, ".1f", "ms"), "< 50 ms", median(times_ms) < 50),
+        Row("harness --help imports of " + ", ".join(HEAVY), ", ".join(heavy) or "none", "none", not heavy),
+        Row("harness --help", spread(help_ms, ".0f", "ms")),
+    ]
+
+
+# -- telling --------------------------------------------------------------------------------------------
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """The median and the 99th percentile."""
+    cuts = quantiles(values, n=100, method="inclusive")
+    return cuts[49], cuts[98]
+
+
+def spread(values: Sequence[float], form: str, unit: str = "") -> str:
+    """A median, with the range it stands in."""
+    text = f"{median(values):{form}} [{min(values):{form}}-{max(values):{form}}]"
+    return f"{text} {unit}" if unit else text
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table that also reads well in a terminal."""
+    said = {True: "yes", False: "NO", None: ""}
+    cells = [("measured", "median [min-max]", "required", "reached"), ("-" * 8,) * 4]
+    cells += [(row.what, row.measured, row.required, said[row.reached]) for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(4)]
+    padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    names = ("locust", "gevent", "httpx", "geventhttpclient", "httptools", "uvloop", "pyarrow", "msgspec")
+    return {
+        "cpus": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def say(text: str) -> None:
+    """Progress, for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+PARTS: dict[str, Callable[[Size, Path], list[Row]]] = {
+    "rate": measure_rate,
+    "streams": measure_streams,
+    "import": measure_import,
+}
+
+
+def main() -> None:
+    """Read the flags, measure, tell."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("parts", nargs="*", metavar="PART", help="rate, streams, import; default: all")
+    flags.add_argument("--quick", action="store_true", help="less of everything, to try it out")
+    flags.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
+    options = flags.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        flags.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    on, rows = machine(), []
+    with tempfile.TemporaryDirectory(prefix="ratios-") as root:
+        for name in options.parts or PARTS:
+            rows += PARTS[name](QUICK if options.quick else FULL, Path(root))
+    print(table(rows))
+    print(", ".join(f"{name} {value}" for name, value in on.items()), file=sys.stderr)
+    if options.json is not None:
+        options.json.write_text(json.dumps({"machine": on, "rows": [dataclasses.asdict(row) for row in rows]}))
+    sys.exit(1 if any(row.reached is False for row in rows) else 0)
+
+
+if __name__ == "__main__":
+    main()
