@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from harness import __version__
-from harness.errors import HarnessError
+from harness.errors import ConfigError, HarnessError
 from harness.mock.command import mock
 
 if TYPE_CHECKING:
@@ -72,6 +72,12 @@ def main() -> None:
     show_default=True,
     help="Processes that carry the load.",
 )
+@click.option(
+    "--remote",
+    type=click.IntRange(min=1),
+    help="Wait for this many `harness worker`s instead; with a mock, on loopback only.",
+)
+@click.option("--listen", default="127.0.0.1:5557", show_default=True, help="Where they find us.")
 @click.option("--web", is_flag=True, help="Serve Locust's web UI on loopback meanwhile.")
 @click.option("--no-telemetry", is_flag=True, help="Make no spans and metrics.")
 @click.option(
@@ -92,6 +98,8 @@ def run(
     count: int | None,
     seed: int | None,
     workers: int,
+    remote: int | None,
+    listen: str,
     web: bool,
     no_telemetry: bool,
     runs: Path,
@@ -122,7 +130,14 @@ def run(
         scenario = msgspec.structs.replace(scenario, telemetry=False)
     conduct.check_objectives(scenario)
     with _shown_progress() as show:
-        folder = conduct.conduct(scenario, runs=runs, workers=workers, web=web, on_progress=show)
+        folder = conduct.conduct(
+            scenario,
+            runs=runs,
+            workers=workers,
+            remote=None if remote is None else conduct.Remote(*_address("--listen", listen), remote),
+            web=web,
+            on_progress=show,
+        )
     report = conduct.judged(folder)
     conduct.write_reports(folder, report)
     _finish(report)
@@ -154,6 +169,18 @@ def report(folder: Path, thresholds: tuple[str, ...], form: str | None) -> None:
 
 
 main.add_command(mock)
+
+
+@main.command()
+@click.option("--master", required=True, metavar="HOST[:PORT]", help="Where `harness run --remote` listens.")
+@click.option(
+    "--runs", type=_FOLDER, default=Path("runs"), show_default=True, help="Where its own copy stays."
+)
+def worker(master: str, runs: Path) -> None:
+    """Carry a share of a run that another machine conducts; the records are sent there as they come."""
+    from harness import conduct
+
+    conduct.work(*_address("--master", master), runs)
 
 
 @main.group()
@@ -219,6 +246,13 @@ def _plain_progress(line: Callable[[Progress], str]) -> Callable[[Progress], Non
             click.echo(line(now), err=True)
 
     return show
+
+
+def _address(flag: str, text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":") if ":" in text else (text, "", "5557")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(flag, "", text, "write HOST or HOST:PORT")
+    return host.strip("[]"), int(port)
 
 
 def _finish(report: RunReport) -> NoReturn:

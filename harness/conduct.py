@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
+import msgspec
 import pyarrow as pa
 
 from harness import runlog
@@ -41,6 +43,16 @@ from harness.workload.scenario import Closed, Scenario
 
 MOCK_START_S = 20.0
 _POLL_S = 0.1
+_LOCUST = (sys.executable, "-m", "locust")
+
+
+class Remote(msgspec.Struct, frozen=True):
+    """Workers on other machines: they come to the master by `harness worker --master HOST`."""
+
+    host: str
+    """The address that the master listens on."""
+    port: int
+    workers: int
 
 
 def conduct(
@@ -48,6 +60,7 @@ def conduct(
     *,
     runs: Path,
     workers: int = 1,
+    remote: Remote | None = None,
     web: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
@@ -56,7 +69,8 @@ def conduct(
     Args:
         scenario: with `target: mock`, the bundled mock is started and stopped around the run.
         runs: where the run folder is made.
-        workers: processes that carry the load.
+        workers: processes on this machine that carry the load.
+        remote: workers on other machines to wait for.
         web: serve Locust's web UI meanwhile.
         on_progress: called about once a second.
 
@@ -73,7 +87,7 @@ def conduct(
         runlog.write_json(folder / "plan.json", plan)
         with (folder / "locust.log").open("wb") as log:
             engine = subprocess.Popen(  # noqa: S603 - our own words
-                _locust(folder, workers=workers, web=web),
+                _locust(folder, workers=workers, remote=remote, web=web),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -118,26 +132,29 @@ def _target(scenario: Scenario, folder: Path) -> Iterator[str]:
         mock.communicate()
 
 
-def _locust(folder: Path, *, workers: int, web: bool) -> list[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "locust",
-        "-f",
-        str(_locustfile("mixed.py")),
-        "--run-folder",
-        str(folder),
-    ]
-    command += (
-        ["--only-summary", "--autostart", "--autoquit", "0"] if web else ["--headless", "--only-summary"]
-    )
-    if web:
-        command += ["--web-host", "127.0.0.1"]
-    if workers > 1:
+def _locust(folder: Path, *, workers: int, remote: Remote | None, web: bool) -> list[str]:
+    command = [*_LOCUST, "-f", str(_locustfile("mixed.py")), "--run-folder", str(folder), "--only-summary"]
+    command += ["--autostart", "--autoquit", "0", "--web-host", "127.0.0.1"] if web else ["--headless"]
+    if remote is not None:
+        command += ["--master", "--master-bind-host", remote.host, "--master-bind-port", str(remote.port)]
+        command += ["--expect-workers", str(remote.workers)]
+    elif workers > 1:
         port = str(_free_port())
         command += ["--processes", str(workers), "--master-bind-host", "127.0.0.1"]
         command += ["--master-bind-port", port, "--master-port", port]
     return command
+
+
+def work(host: str, port: int, folder: Path) -> NoReturn:
+    """Become a worker of a master on another machine, until it says that all is over.
+
+    Args:
+        host: where the master runs.
+        port: of the master.
+        folder: where this worker keeps its own copy of what it sends to the master.
+    """
+    command = [*_LOCUST, "-f", str(_locustfile("mixed.py")), "--worker", "--worker-folder", str(folder)]
+    os.execv(sys.executable, [*command, "--master-host", host, "--master-port", str(port)])  # noqa: S606 - our own words
 
 
 def _locustfile(name: str) -> Path:

@@ -134,7 +134,7 @@ class Transport:
         be waiting, will tell.
 
         Returns:
-            True if all is with the kernel; else `on_drained` will be called.
+            True if all is with the kernel; else `on_drained` will be called, unless the connection is broken.
         """
         if self._tls is not None:
             payload = self._tls.seal(payload)
@@ -162,7 +162,7 @@ class Transport:
             taken = 0
         except OSError as error:
             self._broken = error
-            return True
+            return False
         if taken == len(payload):
             return True
         self._unsent += memoryview(payload)[taken:]

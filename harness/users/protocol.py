@@ -387,6 +387,8 @@ class Member(_Carrier):
         super().__init__(environment)
         self.runner = runner
         self._outbox: Outbox | None = None
+        # Read now: the master's spawn message overwrites a worker's own options with the master's.
+        self._own_folder: str = _options(environment).worker_folder
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the master decides
         runner.register_message("harness.lease", self._on_lease, concurrent=True)
         runner.register_message("harness.go", self._on_go, concurrent=True)
@@ -396,10 +398,10 @@ class Member(_Carrier):
     def _on_lease(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         scenario = scenarios.from_builtins(msg.data["scenario"])
         lease = msgspec.convert(msg.data["lease"], Lease)
-        own = _options(self.environment).worker_folder
         ship = None
-        if own or not Path(lease.folder).is_dir():  # the master's folder is not ours to write to
-            folder = runlog.create(Path(own or "runs"), f"{scenario.name}-{lease.worker}", datetime.now(UTC))
+        if self._own_folder or not Path(lease.folder).is_dir():  # the master's folder is on another host
+            root = Path(self._own_folder or "runs")
+            folder = runlog.create(root, f"{scenario.name}-{lease.worker}", datetime.now(UTC))
             lease = msgspec.structs.replace(lease, folder=str(folder))
             self._outbox = Outbox(lambda message: self.runner.send_message("harness.piece", message))
             ship = self._outbox.put

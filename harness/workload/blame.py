@@ -26,14 +26,15 @@ _COMPLAINT = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?",
 _FIELD = re.compile(r"Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`")
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _PLAIN = {
-    "`object`": "a mapping",
-    "`array`": "a list",
-    "`str`": "text",
-    "`int`": "a whole number",
-    "`float`": "a number",
-    "`bool`": "true or false",
-    "`null`": "nothing",
+    "object": "a mapping",
+    "array": "a list",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "nothing",
 }
+_TYPES = re.compile(rf"`((?:{'|'.join(_PLAIN)})(?: \| (?:{'|'.join(_PLAIN)}))*)`")
 
 Step = str | int
 
@@ -156,8 +157,7 @@ def _blame(message: str, raw: Any, root: inspect.Type, source: str) -> ConfigErr
         options = _tags(root, raw, path[:-1], str(path[-1])) or _literals(_type_at(root, raw, path))
         remedy = f"{nearest(str(value), options)}it is one of {_listed(options)}"
         return ConfigError(source, dotted(path), value, remedy)
-    for name, plain in _PLAIN.items():
-        what = what.replace(name, plain)
+    what = _TYPES.sub(lambda types: " or ".join(_PLAIN[name] for name in types[1].split(" | ")), what)
     return ConfigError(source, dotted(path), value, what[:1].lower() + what[1:])
 
 
@@ -217,6 +217,8 @@ def _options_of(root: inspect.Type, raw: Any, path: Sequence[Step], name: str) -
 
 
 def _literals(found: inspect.Type) -> list[str]:
+    if isinstance(found, inspect.UnionType):
+        return [name for each in found.types for name in _literals(each)]
     return [str(value) for value in found.values] if isinstance(found, inspect.LiteralType) else []
 
 

@@ -88,6 +88,8 @@ class LogNormal(_Section, tag_field="distribution", tag="lognormal", frozen=True
 
 
 Length = Fixed | Uniform | Normal | LogNormal
+Turns = PositiveInt | Uniform | Normal | LogNormal
+"""A plain number, or a distribution read as turns instead of tokens."""
 
 
 # -- what is asked --------------------------------------------------------------------------------------
@@ -155,6 +157,11 @@ class Traffic(_Section, frozen=True):
     """Sampling parameters."""
     size: Annotated[int, Meta(ge=1, le=1000)] = 8
     """Prompts per batch (kind `batch` only): sent at once over one HTTP/2 connection."""
+    turns: Turns = 1
+    """Turns of a session: a number, or a length distribution read as turns. Each arrival starts a
+    session, which keeps its virtual user; every turn sends the whole conversation so far."""
+    think_time_s: Seconds = _seconds(0, "think_time")
+    """Pause between an answer and the session's next turn, which is due at its end."""
     users: PositiveInt | None = None
     """Virtual users for this entry; left out: its share, by weight, of `max_in_flight`."""
     tags: dict[str, str] = {}
@@ -221,20 +228,49 @@ class Steps(_Section, tag_field="process", tag="steps", frozen=True):
     """The levels, in order."""
 
 
+class Sine(_Section, tag_field="process", tag="sine", frozen=True):
+    """Poisson arrivals whose rate swings about `rate`, upwards first: a day in little."""
+
+    rate: PositiveFloat
+    """Arrivals per second, on average over a period."""
+    amplitude: Share
+    """Share of the rate by which it swings: 0.5 goes from half the rate to one and a half times."""
+    period_s: Seconds = msgspec.field(name="period")
+    """How long one swing takes."""
+
+
 class Replay(_Section, tag_field="process", tag="replay", frozen=True):
-    """Arrivals at the timestamps of a trace file (JSONL or CSV), from its first one on."""
+    """Arrivals at the times of a trace file, from its first one on, with its lengths where it has them."""
 
     path: str
     """The trace; relative to the scenario file."""
+    format: Literal["columns", "mooncake", "azure", "burstgpt", "run-log"] = "columns"
+    """`columns`: the fields named below, of a CSV or JSONL file; the others are traces whose fields are
+    known."""
     column: str = "timestamp"
-    """The field that holds the time."""
-    unit: Literal["s", "ms"] = "s"
-    """What the times are in: seconds or milliseconds."""
+    """The field that holds the time (format `columns` only)."""
+    unit: Literal["s", "ms", "iso"] = "s"
+    """What the times are in: seconds, milliseconds, or ISO 8601 dates (format `columns` only)."""
+    prompt_column: str | None = None
+    """The field that holds the prompt's tokens (format `columns` only)."""
+    output_column: str | None = None
+    """The field that holds the answer's tokens (format `columns` only)."""
     scale: PositiveFloat = 1.0
     """Time is stretched by this: 0.5 replays twice as fast."""
 
 
-Arrivals = Closed | Constant | Poisson | Gamma | Ramp | Steps | Replay
+Arrivals = Closed | Constant | Poisson | Gamma | Ramp | Steps | Sine | Replay
+
+
+class Burst(_Section, frozen=True):
+    """Extra arrivals on top of an open process."""
+
+    at_s: Seconds = msgspec.field(name="at")
+    """When the first of them is due, from the run's start."""
+    count: PositiveInt
+    """How many."""
+    over_s: Seconds = _seconds(0, "over")
+    """They are evenly spaced over this long; `0s`: all at once."""
 
 
 class Timeouts(_Section, frozen=True):
@@ -266,6 +302,50 @@ class Retries(_Section, frozen=True):
     """Wait as long as the server's Retry-After says."""
 
 
+class Budgets(_Section, frozen=True):
+    """How far the instrument may stray before its run is INVALID (docs/definitions.md says why so far)."""
+
+    lateness_s: Seconds = _seconds(0.025, "lateness")
+    """P99 of how long after its due time a request started."""
+    lateness_of_threshold: Share = 0.05
+    """The same as a share of the tightest limit on a time from due: the lower one counts."""
+    dropped_share: Share = 0.01
+    """Arrivals dropped that the server does not explain."""
+    achieved_share: Share = 0.99
+    """At least so many of the planned arrivals must be dispatched in the window."""
+    client_error_share: Share = 0.0
+    """Requests that failed for want of the client's own files, ports or buffers."""
+    cpu_share: Share = 0.9
+    """Of one core, that a worker may use over any `cpu_span`."""
+    cpu_span_s: Seconds = _seconds(5, "cpu_span")
+    """See `cpu_share`; a judged window of this length must also hold samples of every worker."""
+    hub_lag_s: Seconds = _seconds(0.1, "hub_lag")
+    """Longest time that a worker's event loop may be away."""
+    hub_lag_of_threshold: Share = 0.2
+    """The same as a share of the tightest limit on a time: the lower one counts ..."""
+    hub_lag_floor_s: Seconds = _seconds(0.02, "hub_lag_floor")
+    """... but not below this."""
+    hub_lag_p99_s: Seconds = _seconds(0.025, "hub_lag_p99")
+    """P99 of how long an event at a random moment waits for the event loop."""
+    gc_pause_s: Seconds = _seconds(0.05, "gc_pause")
+    """Longest garbage collection."""
+    files_share: Share = 0.9
+    """Of the open files that the system allows a worker."""
+    in_flight_share: Share = 0.1
+    """How far the requests in flight that the workers counted may differ from what the records say; at
+    least one request is allowed."""
+    clock_step_s: Seconds = _seconds(0.05, "clock_step")
+    """How far the wall clock may jump against the monotonic clock between two samples."""
+    lump_share: Share = 0.5
+    """Streams that arrive in one lump, of those with `lump_chunks` chunks or more."""
+    lump_chunks: PositiveInt = 8
+    """A stream of at least so many chunks in at most `lump_reads` reads came in one lump ..."""
+    lump_reads: PositiveInt = 2
+    """See `lump_chunks`."""
+    lump_service_s: Seconds = _seconds(0.1, "lump_service")
+    """... if it took at least this long."""
+
+
 class Mock(_Section, frozen=True):
     """How the bundled mock behaves when it is the target."""
 
@@ -288,16 +368,26 @@ class Scenario(_Section, frozen=True):
     """The API that entries use which do not say."""
     models: dict[str, PositiveFloat] = msgspec.field(default_factory=lambda: {"deepseek-flash": 1.0})
     """Model names and their relative weights."""
-    traffic: Annotated[tuple[Traffic, ...], Meta(min_length=1)] = (Traffic(kind="completion"),)
+    traffic: Annotated[tuple[Traffic, ...], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: (Traffic(kind="completion"),)
+    )
     """The mix: each arrival is of one entry, as often as its weight says."""
     arrivals: Arrivals = Poisson(rate=10)
     """When requests are sent."""
+    bursts: tuple[Burst, ...] = ()
+    """Extra arrivals on top of an open process."""
     duration_s: Seconds | None = msgspec.field(default=None, name="duration")
     """How long arrivals go on, warm-up included; left out: until `count`, or the end of the trace."""
     count: PositiveInt | None = None
     """End after this many arrivals."""
     warm_up_s: Seconds = _seconds(0, "warm_up")
     """Requests due before this are sent but not judged."""
+    window: Literal["auto"] | tuple[Seconds, Seconds] = "auto"
+    """The part of the run that is judged. `auto`: from `warm_up` to the end of the arrivals;
+    `[10s, 50s]`: requests due from the one to the other."""
+    steady_state: Literal["none", "mser5"] = "none"
+    """`mser5`: also cut off the requests after the warm-up that came before the steady state, as MSER-5
+    finds it."""
     max_in_flight: PositiveInt = 100
     """Virtual users allocated before the start: the most arrivals under way at once."""
     patience_s: Seconds = _seconds(0, "patience")
@@ -312,6 +402,8 @@ class Scenario(_Section, frozen=True):
     """Same seed and scenario: byte-identical requests and the same schedule."""
     objectives: tuple[str, ...] = ("response: p(99) < 500ms", "errors: rate < 0.1%")
     """Threshold strings (docs/objectives.md), or the path of an OpenSLO file."""
+    budgets: Budgets = msgspec.field(default_factory=Budgets)
+    """How far the instrument may stray before its run is INVALID."""
     mock: Mock = Mock()
     """The bundled mock, where that is the target."""
     telemetry: bool = True
@@ -449,7 +541,7 @@ def _positive(flag: str, value: int) -> int:
 def _at_rate(arrivals: Arrivals, rate: float) -> Arrivals:
     if not 0 < rate < float("inf"):
         raise ConfigError("--rate", "", rate, "must be a number of arrivals per second > 0")
-    if isinstance(arrivals, Constant | Poisson | Gamma):
+    if isinstance(arrivals, Constant | Poisson | Gamma | Sine):
         return replace(arrivals, rate=rate)
     remedies = {
         Closed: "the closed model has no rate: give --users, or set `arrivals.process: poisson`",
@@ -517,11 +609,14 @@ def _mistakes(scenario: Scenario) -> Iterator[Mistake]:
     for position, entry in enumerate(scenario.traffic):
         yield from _entry_mistakes(scenario, entry, f"traffic[{position}]")
     yield from _length_of_run_mistakes(scenario)
+    yield from _arrival_mistakes(scenario)
+    yield from _window_mistakes(scenario)
     yield from _user_mistakes(scenario)
     for name, value in (
         ("timeouts.connect", scenario.timeouts.connect_s),
         ("timeouts.idle", scenario.timeouts.idle_s),
         ("timeouts.total", scenario.timeouts.total_s),
+        ("budgets.cpu_span", scenario.budgets.cpu_span_s),
     ):
         if value <= 0:
             yield name, _to_text(value), "must be longer than 0s"
@@ -560,6 +655,12 @@ def _entry_mistakes(scenario: Scenario, entry: Traffic, key: str) -> Iterator[Mi
         yield f"{key}.size", entry.size, f"only kind `batch` has a size; this is `{entry.kind}`"
     if entry.model is not None and not entry.model.strip():
         yield f"{key}.model", entry.model, "name a model, or leave the key out"
+    if entry.turns != 1 and (entry.kind == "batch" or isinstance(entry.prompt, Dataset)):
+        yield f"{key}.turns", None, "sessions have synthetic prompts, and are of kind `completion` or `stream`"
+    if entry.turns == 1 and entry.think_time_s:
+        yield f"{key}.think_time", _to_text(entry.think_time_s), "one turn has no next one: set `turns`"
+    if not isinstance(entry.turns, int):
+        yield from _range_mistakes(entry.turns, f"{key}.turns")
     yield from _range_mistakes(entry.output, f"{key}.output")
     if isinstance(entry.prompt, Synthetic):
         yield from _range_mistakes(entry.prompt.tokens, f"{key}.prompt.tokens")
@@ -585,12 +686,52 @@ def _length_of_run_mistakes(scenario: Scenario) -> Iterator[Mistake]:
             yield "arrivals.end", 0.0, "a ramp from 0 to 0 has no arrivals: raise one of them"
     elif isinstance(arrivals, Steps):
         yield from _step_mistakes(arrivals, duration_s)
-        duration_s = Seconds(sum(step.for_s for step in arrivals.steps)) if duration_s is None else duration_s
     elif duration_s is None and scenario.count is None and not isinstance(arrivals, Replay):
         yield "duration", None, "when does it end? Write `duration: 30s`, or `count: 1000`"
-    if duration_s is not None and scenario.warm_up_s >= duration_s:
-        remedy = f"must be shorter than the duration, which is {_to_text(duration_s)}"
+    end_s = _end_s(scenario)
+    if end_s is not None and scenario.warm_up_s >= end_s:
+        remedy = f"must be shorter than the duration, which is {_to_text(end_s)}"
         yield "warm_up", _to_text(scenario.warm_up_s), remedy
+
+
+def _end_s(scenario: Scenario) -> Seconds | None:
+    """When the arrivals end by the clock, if they do."""
+    if scenario.duration_s is None and isinstance(scenario.arrivals, Steps):
+        return Seconds(sum(step.for_s for step in scenario.arrivals.steps))
+    return scenario.duration_s
+
+
+def _arrival_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    arrivals, end_s = scenario.arrivals, _end_s(scenario)
+    if isinstance(arrivals, Sine) and arrivals.period_s <= 0:
+        yield "arrivals.period", "0s", "must be longer than 0s"
+    if isinstance(arrivals, Replay) and arrivals.format != "columns":
+        plain = Replay(path=arrivals.path)
+        for name in ("column", "unit", "prompt_column", "output_column"):
+            if getattr(arrivals, name) != getattr(plain, name):
+                remedy = f"only format `columns` has one; those of `{arrivals.format}` are known"
+                yield f"arrivals.{name}", getattr(arrivals, name), remedy
+    if scenario.bursts and isinstance(arrivals, Closed):
+        yield "bursts", None, "a closed model has no schedule to add to: use an open `arrivals.process`"
+    for position, burst in enumerate(scenario.bursts):
+        if end_s is not None and burst.at_s + burst.over_s > end_s:
+            remedy = f"the burst must end before the arrivals do, at {_to_text(end_s)}"
+            yield f"bursts[{position}].at", _to_text(burst.at_s), remedy
+
+
+def _window_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    if scenario.window == "auto":
+        return
+    low_s, high_s = scenario.window
+    shown, end_s = f"[{_to_text(low_s)}, {_to_text(high_s)}]", _end_s(scenario)
+    if low_s >= high_s:
+        yield "window", shown, "must end after it begins"
+    if low_s < scenario.warm_up_s:
+        yield "window", shown, f"must not begin in the warm-up, which takes {_to_text(scenario.warm_up_s)}"
+    if end_s is not None and high_s > end_s:
+        yield "window", shown, f"must not end after the arrivals do, at {_to_text(end_s)}"
+    if scenario.steady_state != "none":
+        yield "steady_state", scenario.steady_state, "the window is fixed: leave one of the two out"
 
 
 def _step_mistakes(arrivals: Steps, duration_s: Seconds | None) -> Iterator[Mistake]:
