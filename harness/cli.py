@@ -110,12 +110,12 @@ def run(
     environment or in a `.env` file; never from a flag.
     """
     import msgspec
-    from dotenv import load_dotenv
+    from dotenv import find_dotenv, load_dotenv
 
     from harness import conduct
     from harness.workload import scenario as scenarios
 
-    load_dotenv()
+    load_dotenv(find_dotenv(usecwd=True))
     scenario = scenarios.override(
         scenarios.load(Path(scenario_file) if scenario_file else None),
         target=target,
@@ -129,6 +129,11 @@ def run(
     if no_telemetry:
         scenario = msgspec.structs.replace(scenario, telemetry=False)
     conduct.check_objectives(scenario)
+    if scenario.target.startswith("https:") and not api_key(scenario.target, os.environ):
+        names = " or ".join(key_variables(scenario.target))
+        click.echo(f"harness: no API key: set {names} in the environment or in .env", err=True)
+    if web:
+        click.echo("harness: Locust's web UI is at http://127.0.0.1:8089", err=True)
     with _shown_progress() as show:
         folder = conduct.conduct(
             scenario,

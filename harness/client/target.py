@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -9,6 +10,10 @@ import msgspec
 from harness.errors import ConfigError
 
 _PORTS = {"http": 80, "https": 443}
+KEY_VARIABLES = ("HARNESS_API_KEY",)
+"""Environment variables that hold the key of any target."""
+KEYS_OF_HOSTS = {"api.deepseek.com": "DEEPSEEK_API_KEY", "api.openai.com": "OPENAI_API_KEY"}
+"""And those that hold the key of one: never sent to another."""
 _EXAMPLE = "write http://HOST[:PORT] or https://HOST[:PORT], with a path if the API has one"
 
 
@@ -84,6 +89,17 @@ def parse(url: str, *, key: str = "", source: str = "--target", name: str = "") 
     if not key.isascii() or any(c <= " " for c in key):
         raise ConfigError("API key", "", None, "blanks or letters outside ASCII; copy the key again")
     return Target(parts.scheme, host, port or _PORTS[parts.scheme], base_path, Key(key))
+
+
+def key_variables(url: str) -> tuple[str, ...]:
+    """The environment variables that may hold a target's key, the first one set wins."""
+    own = KEYS_OF_HOSTS.get(urlsplit(url).hostname or "")
+    return (*KEY_VARIABLES, own) if own else KEY_VARIABLES
+
+
+def api_key(url: str, environ: Mapping[str, str]) -> str:
+    """The key for a target, from the environment; empty if there is none."""
+    return next((environ[name] for name in key_variables(url) if environ.get(name)), "")
 
 
 def _host(parts: SplitResult) -> str | None:

@@ -6,7 +6,6 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -14,17 +13,12 @@ from harness.client.call import Call
 from harness.client.http1 import Connection
 from harness.client.http2 import Mux
 from harness.client.send import Policy, policy, send, send_batch
-from harness.client.target import Target, parse
+from harness.client.target import Target, api_key, parse
 from harness.client.transport import tls_context
 from harness.record import Kind, Record
 from harness.workload.scenario import Scenario
 
 Log = Callable[[Record], None]
-
-KEY_VARIABLES = ("HARNESS_API_KEY",)
-"""Environment variables that hold the key of any target."""
-KEYS_OF_HOSTS = {"api.deepseek.com": "DEEPSEEK_API_KEY", "api.openai.com": "OPENAI_API_KEY"}
-"""And those that hold the key of one: never sent to another."""
 
 
 class Line(Protocol):
@@ -73,13 +67,6 @@ def lines(url: str, scenario: Scenario, environ: Mapping[str, str], *, worker: i
         policy=policy(scenario.timeouts, scenario.retries, Random(f"{scenario.seed} {worker}")),
         tls={name: tls_context(name) for name in names},
     )
-
-
-def api_key(url: str, environ: Mapping[str, str]) -> str:
-    """The key for a target, from the environment; empty if there is none."""
-    own = KEYS_OF_HOSTS.get(urlsplit(url).hostname or "")
-    names = (*KEY_VARIABLES, own) if own else KEY_VARIABLES
-    return next((environ[name] for name in names if environ.get(name)), "")
 
 
 class _SingleLine:

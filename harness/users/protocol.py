@@ -32,7 +32,7 @@ from typing import Any
 
 import gevent
 import msgspec
-from dotenv import load_dotenv
+from dotenv import find_dotenv, load_dotenv
 from gevent.event import Event
 from locust import events
 from locust.dispatch import UsersDispatcher
@@ -184,6 +184,7 @@ class _Conductor:
     def _on_broken(self, greenlet: gevent.Greenlet) -> None:
         """A run that cannot begin says why and ends, whatever Locust makes of it."""
         print(f"harness: {greenlet.exception}", file=sys.stderr, flush=True)  # noqa: T201 - the user's answer
+        self.running = False
         self.environment.process_exit_code = 2
         self.runner.quit()
 
@@ -235,6 +236,9 @@ class _Conductor:
         runlog.write_json(self.folder / "end.json", End(planned=planned, stop_reason=reason))
 
     def _on_test_stop(self, **_: object) -> None:
+        begun = self.folder is not None and (self.folder / "run.json").exists()
+        if self._emitter is not None and not begun:
+            self._emitter.terminate()  # it would wait for a header that will not come
         if self._emitter is not None:
             with gevent.Timeout(TELEMETRY_S, exception=False):
                 while self._emitter.poll() is None:
@@ -242,7 +246,7 @@ class _Conductor:
             if self._emitter.poll() is None:
                 self._emitter.kill()
             self._emitter = None
-        if self.folder is None or not self.running:
+        if not begun or not self.running:
             return
         self.running = False
         self.environment.process_exit_code = 0
@@ -515,7 +519,7 @@ def _on_parser(parser: ArgumentParser, **_: object) -> None:
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def _on_init(environment: Environment, runner: Runner, **_: object) -> None:
     global _role  # noqa: PLW0603 - one Locust environment a process
-    load_dotenv()
+    load_dotenv(find_dotenv(usecwd=True))
     environment.dispatcher_class = StickyDispatcher
     try:
         if isinstance(runner, WorkerRunner):

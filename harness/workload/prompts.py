@@ -1,9 +1,10 @@
 """Seeded prompt sources with exact token lengths -> Request.
 
-    (seed, seq, index) ── splitmix64 ──► 64 bits ──► kind, model, lengths ──► Request
-                                            └──────► head: 7 words that no other request has
+    (seed, seq, index, turn) ── splitmix64 ──► 64 bits ──► kind, model, lengths ──► Request
+                                                  └──────► head: 7 words that no other request has
 
     synthetic prompt:  [ shared prefix | head | slice of a seeded corpus ]      one word, one token
+    a session's turn:  [ previous prompt | stand-in for its answer | new prompt ]
 
 Every draw is a hash of its position, not the next number of a generator: request `seq` is the same
 whichever worker builds it, and whatever was built before.
@@ -19,11 +20,12 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from harness.errors import ConfigError
+from harness.workload import schedule
 from harness.workload.scenario import (
     Dataset,
     Fixed,
@@ -36,6 +38,7 @@ from harness.workload.scenario import (
     Traffic,
     Uniform,
 )
+from harness.workload.trace import BLOCK_TOKENS, Lengths
 
 T = TypeVar("T")
 
@@ -52,7 +55,9 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     id: str
     """Unique within the run, sent as `x-request-id`."""
     session: str
+    """The id of its first turn; its own, where there is but one."""
     turn: int
+    """From 0."""
     kind: str
     dialect: str
     model: str
@@ -67,28 +72,58 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: int
     """Of the prompt, by the offline tokenizer: an estimate, chat template not counted."""
     tags: Mapping[str, str]
+    turns: int = 1
+    """Of its session, this one included: see `follow_ups`."""
+    think_s: float = 0.0
+    """Pause between its answer and the session's next turn, which is due at its end, in seconds."""
 
 
 def workload(scenario: Scenario) -> Callable[[int], tuple[Request, ...]]:
     """What each arrival asks, as a function of its `seq` alone.
 
     The set-up builds the corpus and reads the data sets; a call then takes a few microseconds. A batch
-    is a tuple of its `size` requests; anything else is a tuple of one. Each entry's share of the
-    arrivals, and each model's, is its weight's share.
+    is a tuple of its `size` requests; anything else is a tuple of one, a session's first turn. Each
+    entry's share of the arrivals, and each model's, is its weight's share. Where a trace is replayed that
+    has lengths, they take the place of the entry's.
 
     Raises:
-        ConfigError: a data set that cannot be used, with file and line.
+        ConfigError: a data set or a trace that cannot be used, with file and line.
     """
     key = mix64(scenario.seed)
     choose_model = _chooser(list(scenario.models), list(scenario.models.values()))
-    build = [_entry(scenario, position) for position in range(len(scenario.traffic))]
-    choose_entry = _chooser(build, [entry.weight for entry in scenario.traffic])
+    choose_entry = _entries(scenario)
 
     def requests(seq: int) -> tuple[Request, ...]:
         bits = mix64(key + seq * _GAMMA)
-        return choose_entry(bits >> 32)(seq, choose_model(bits & _MASK_32))
+        return choose_entry(bits >> 32).first(seq, choose_model(bits & _MASK_32))
 
     return requests
+
+
+def follow_ups(scenario: Scenario) -> Callable[..., Request | None]:
+    """What a session asks next: (previous request, reply_tokens=None) -> its next turn, or None at its end.
+
+    The next turn sends the previous messages, a stand-in for the answer, and a new prompt of the entry's
+    length. The stand-in has as many words as the answer had tokens; without `reply_tokens`, as many as it
+    was planned to have: then the requests depend on nothing but the scenario. It is due `think_s` after
+    the previous turn's end.
+
+    Args:
+        scenario: the same that `workload` was given.
+
+    Raises:
+        ConfigError: as `workload`.
+    """
+    key = mix64(scenario.seed)
+    choose_entry = _entries(scenario)
+
+    def follow_up(previous: Request, reply_tokens: int | None = None) -> Request | None:
+        if previous.turn + 1 >= previous.turns:
+            return None
+        entry = choose_entry(mix64(key + previous.seq * _GAMMA) >> 32)
+        return entry.next(previous, previous.max_tokens if reply_tokens is None else reply_tokens)
+
+    return follow_up
 
 
 # -- random numbers by position -------------------------------------------------------------------------
@@ -146,26 +181,45 @@ def quantile(length: Length) -> Callable[[float], int]:
 _Asked = tuple[str | None, Messages | None, int, int | None]
 """Prompt, messages, prompt tokens, and `max_tokens` where the source sets it."""
 
-_Source = Callable[[int, int, int], _Asked]
-"""(number of the request within the entry, its 64 bits, 32 bits for its length) -> what it asks."""
+_Source = Callable[[int, int, int, Lengths | None], _Asked]
+"""(number of the request within the entry, its 64 bits, 32 bits for its length, what a trace says of it)
+-> what it asks."""
 
 
-def _entry(scenario: Scenario, position: int) -> Callable[[int, str], tuple[Request, ...]]:
+class _Entry(NamedTuple):
+    first: Callable[[int, str], tuple[Request, ...]]
     """(seq, model) -> the requests of one arrival of this entry."""
+    next: Callable[[Request, int], Request]
+    """(a turn that is not its session's last, its answer's tokens) -> the turn after it."""
+
+
+def _entries(scenario: Scenario) -> Callable[[int], _Entry]:
+    """32 bits -> the entry they choose."""
+    traced = schedule.lengths(scenario)
+    made = [_entry(scenario, position, traced) for position in range(len(scenario.traffic))]
+    return _chooser(made, [entry.weight for entry in scenario.traffic])
+
+
+def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | None]) -> _Entry:
     entry = scenario.traffic[position]
     size = entry.size if entry.kind == "batch" else 1
     kind, tags, own_model, stream = str(entry.kind), entry.tags, entry.model, entry.kind == "stream"
     dialect = entry.dialect or scenario.dialect
     parameters = _as_body(entry.parameters)
     output_tokens = quantile(entry.output)
+    turns = _turns(entry)
     ask = _source(scenario.seed, position, entry, chat=dialect == "chat")
     key, name = mix64(mix64(scenario.seed) + 1), f"{scenario.seed:x}-"
 
     def request(seq: int, index: int, model: str) -> Request:
         # A bijection of (seq, index), whose index is below 1,024: see Traffic.size.
         bits = mix64(key + (seq << 10 | index) * _GAMMA)
-        lengths = mix64(bits + 1)
-        prompt, messages, prompt_tokens, max_tokens = ask(seq * size + index, bits, lengths & _MASK_32)
+        lengths, stated = mix64(bits + 1), traced(seq)
+        prompt, messages, prompt_tokens, max_tokens = ask(
+            seq * size + index, bits, lengths & _MASK_32, stated
+        )
+        if stated is not None:
+            max_tokens = max_tokens or stated.output_tokens
         request_id = f"{name}{seq}" if size == 1 else f"{name}{seq}-{index}"
         return Request(
             seq=seq,
@@ -183,11 +237,47 @@ def _entry(scenario: Scenario, position: int) -> Callable[[int, str], tuple[Requ
             parameters=parameters,
             prompt_tokens=prompt_tokens,
             tags=tags,
+            turns=turns(bits),
+            think_s=entry.think_time_s,
+        )
+
+    def next_turn(previous: Request, reply_tokens: int) -> Request:
+        turn = previous.turn + 1
+        bits = mix64(mix64(key + (previous.seq << 10) * _GAMMA) + (turn + 2) * _GAMMA)
+        lengths = mix64(bits + 1)
+        prompt, messages, prompt_tokens, _ = ask(previous.seq, bits, lengths & _MASK_32, None)
+        reply = _reply(scenario.seed, bits, reply_tokens)
+        if previous.messages is not None:
+            said = ({"role": "assistant", "content": reply},) if reply else ()
+            messages = (*previous.messages, *said, *(messages or ()))
+        return msgspec.structs.replace(
+            previous,
+            id=f"{previous.session}.t{turn}",
+            turn=turn,
+            prompt=" ".join(filter(None, (previous.prompt, reply, prompt))) or None,
+            messages=messages,
+            max_tokens=output_tokens(_unit(lengths >> 32)),
+            prompt_tokens=previous.prompt_tokens + reply_tokens + prompt_tokens,
         )
 
     if size == 1:
-        return lambda seq, model: (request(seq, 0, model),)
-    return lambda seq, model: tuple(request(seq, index, model) for index in range(size))
+        return _Entry(lambda seq, model: (request(seq, 0, model),), next_turn)
+    return _Entry(lambda seq, model: tuple(request(seq, index, model) for index in range(size)), next_turn)
+
+
+def _turns(entry: Traffic) -> Callable[[int], int]:
+    """A first turn's 64 bits -> how many turns its session has."""
+    if isinstance(entry.turns, int):
+        fixed = entry.turns
+        return lambda _: fixed
+    drawn = quantile(entry.turns)
+    return lambda bits: drawn(_unit(mix64(bits + 2) >> 32))
+
+
+def _reply(seed: int, bits: int, tokens: int) -> str:
+    """What stands in for an answer in the turns after it."""
+    corpus = _corpus(seed)
+    return corpus.slice(mix64(bits + 3) % corpus.length, tokens) if tokens else ""
 
 
 def _as_body(parameters: Parameters) -> dict[str, Any]:
@@ -264,10 +354,24 @@ def _synthetic(prompt: Synthetic, seed: int, position: int, *, chat: bool) -> _S
             return head
         return f"{head} {corpus.slice(bits % corpus.length, count - _HEAD_WORDS)}"
 
-    def ask(_: int, bits: int, length: int) -> _Asked:
-        count = tokens_of(_unit(length))
+    def block(number: int, count: int) -> str:
+        """The first `count` words of a block of a trace: the same for every prompt that has it."""
+        return text(count, mix64(first_shared + number * _GAMMA))
+
+    def blocks(numbers: Sequence[int], count: int, bits: int) -> str:
+        """`count` words in the blocks of a trace; what is longer than they are is the request's own."""
+        left = [count - BLOCK_TOKENS * place for place in range(len(numbers))]
+        words_of = zip(numbers, left, strict=True)
+        pieces = [block(number, min(BLOCK_TOKENS, most)) for number, most in words_of if most > 0]
+        rest = count - BLOCK_TOKENS * len(numbers)
+        return " ".join([*pieces, text(rest, bits)] if rest > 0 else pieces)
+
+    def ask(_: int, bits: int, length: int, stated: Lengths | None) -> _Asked:
+        count = (stated.prompt_tokens if stated else 0) or tokens_of(_unit(length))
         shared = round(ratio * count)
-        if not shared:
+        if stated and stated.blocks:
+            whole = blocks(stated.blocks, count, bits)
+        elif not shared:
             whole = text(count, bits)
         elif shared == count:
             whole = corpus.slice(first_shared, count)
@@ -292,7 +396,7 @@ def _dataset(prompt: Dataset, seed: int, *, chat: bool) -> _Source:
         keyed = sorted((mix64(mix64(seed) + place), place) for place in range(len(rows)))
         rows = [rows[place] for _, place in keyed]
     count = len(rows)
-    return lambda number, _bits, _length: rows[number % count]
+    return lambda number, _bits, _length, _stated: rows[number % count]
 
 
 def _lines(path: str) -> list[tuple[int, bytes]]:

@@ -656,7 +656,11 @@ def _entry_mistakes(scenario: Scenario, entry: Traffic, key: str) -> Iterator[Mi
     if entry.model is not None and not entry.model.strip():
         yield f"{key}.model", entry.model, "name a model, or leave the key out"
     if entry.turns != 1 and (entry.kind == "batch" or isinstance(entry.prompt, Dataset)):
-        yield f"{key}.turns", None, "sessions have synthetic prompts, and are of kind `completion` or `stream`"
+        yield (
+            f"{key}.turns",
+            None,
+            "sessions have synthetic prompts, and are of kind `completion` or `stream`",
+        )
     if entry.turns == 1 and entry.think_time_s:
         yield f"{key}.think_time", _to_text(entry.think_time_s), "one turn has no next one: set `turns`"
     if not isinstance(entry.turns, int):

@@ -7,19 +7,19 @@ nothing but the scenario, and the union of any number of shards is the schedule.
 
 from __future__ import annotations
 
-import csv
+import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from statistics import NormalDist
-from typing import Any
 
 import msgspec
 
-from harness.errors import ConfigError
+from harness.workload import trace
 from harness.workload.scenario import (
+    Burst,
     Closed,
     Constant,
     Gamma,
@@ -27,6 +27,7 @@ from harness.workload.scenario import (
     Ramp,
     Replay,
     Scenario,
+    Sine,
     Steps,
 )
 
@@ -73,6 +74,28 @@ def planned(scenario: Scenario) -> int | None:
     return sum(1 for _ in _due_s(scenario))
 
 
+def lengths(scenario: Scenario) -> Callable[[int], trace.Lengths | None]:
+    """What the replayed trace says of each arrival, by its `seq`; None for the arrivals of bursts.
+
+    Raises:
+        ConfigError: as `arrivals`.
+    """
+    if not isinstance(scenario.arrivals, Replay):
+        return lambda _: None
+    found = trace.read(scenario.arrivals)
+    # Where the process and a burst are due at once, the process's arrival goes first: see _due_s.
+    bursts = [
+        place + bisect_right(found.at_s, due_s) for place, due_s in enumerate(_bursts_s(scenario.bursts))
+    ]
+
+    def of(seq: int) -> trace.Lengths | None:
+        before = bisect_left(bursts, seq)
+        is_burst = before < len(bursts) and bursts[before] == seq
+        return None if is_burst else found.lengths(seq - before)
+
+    return of
+
+
 def _due_s(scenario: Scenario) -> Iterator[float]:
     """When arrivals are due, in seconds from the run's start: never decreasing, and bounded."""
     random, process = Random(scenario.seed).random, scenario.arrivals
@@ -89,11 +112,14 @@ def _due_s(scenario: Scenario) -> Iterator[float]:
             times = _ramp_s(random, start, end, end_s)
         case Steps(steps=steps):
             times = _steps_s(random, [(step.rate, float(step.for_s)) for step in steps])
+        case Sine(rate=rate, amplitude=amplitude, period_s=period_s):
+            times = _sine_s(random, rate, amplitude, period_s)
         case Replay():
-            times = _replay_s(process)
+            times = iter(trace.read(process).at_s)
         case Closed():
             raise ValueError("a closed model has no schedule: see claims()")
-    until_end = itertools.takewhile(lambda due_s: due_s < end_s, times)
+    merged = heapq.merge(times, _bursts_s(scenario.bursts)) if scenario.bursts else times
+    until_end = itertools.takewhile(lambda due_s: due_s < end_s, merged)
     return itertools.islice(until_end, scenario.count)
 
 
@@ -157,53 +183,21 @@ def _steps_s(random: Draw, steps: Iterable[tuple[float, float]]) -> Iterator[flo
         begin_s, begin_level = begin_s + for_s, end_level
 
 
-# -- traces ---------------------------------------------------------------------------------------------
+def _sine_s(random: Draw, rate: float, amplitude: float, period_s: float) -> Iterator[float]:
+    """Poisson arrivals of rate (1 + amplitude sin(2 pi t / period)) times `rate`, by thinning.
+
+    Each point of a Poisson process at the highest rate is kept with the chance that the rate of its
+    moment is of the highest (Lewis, Shedler: Simulation of nonhomogeneous Poisson processes by
+    thinning, 1979).
+    """
+    most, turn = 1 + amplitude, 2 * math.pi / period_s
+    for due_s in _poisson_s(random, rate * most):
+        if random() * most < 1 + amplitude * math.sin(turn * due_s):
+            yield due_s
 
 
-def _replay_s(replay: Replay) -> Iterator[float]:
-    """The trace's times, sorted, from its first one on, stretched by `scale`."""
-    per_second = {"s": 1.0, "ms": 1000.0}[replay.unit]
-    rows = _csv_rows(replay.path) if replay.path.lower().endswith(".csv") else _jsonl_rows(replay.path)
-    times = sorted(_time(replay, line, row) for line, row in rows)
-    if not times:
-        raise ConfigError(replay.path, "", None, "the trace holds no arrivals")
-    return ((time - times[0]) / per_second * replay.scale for time in times)
-
-
-def _time(replay: Replay, line: int, row: Mapping[str, Any]) -> float:
-    source, value = f"{replay.path}:{line}", row.get(replay.column)
-    if value is None:
-        known = ", ".join(f"`{name}`" for name in row)
-        raise ConfigError(source, replay.column, None, f"is missing; set `arrivals.column` to one of {known}")
-    try:
-        time = float(value)
-    except (TypeError, ValueError):
-        time = math.nan
-    if isinstance(value, bool) or not math.isfinite(time):
-        raise ConfigError(source, replay.column, value, "must be a time in numbers, as `arrivals.unit` says")
-    return time
-
-
-def _csv_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with _opened(path) as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            yield reader.line_num, row
-
-
-def _jsonl_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with _opened(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield number, msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.DecodeError as error:
-                raise ConfigError(f"{path}:{number}", "", None, f"is no JSON object: {error}") from error
-
-
-def _opened(path: str) -> Any:
-    try:
-        return Path(path).open(encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise ConfigError(path, "", None, f"cannot be read: {error.strerror}") from error
+def _bursts_s(bursts: Sequence[Burst]) -> list[float]:
+    """The arrivals of all bursts, in order, each burst's evenly spaced from its start."""
+    return sorted(
+        burst.at_s + place * burst.over_s / burst.count for burst in bursts for place in range(burst.count)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.client.target import parse
+from harness.client.target import api_key, parse
 from harness.errors import ConfigError
 
 
@@ -67,3 +67,18 @@ def test_a_key_that_breaks_a_header_is_refused_without_being_shown():
     with pytest.raises(ConfigError) as caught:
         parse("https://host", key="sk-secret\n")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "key"),
+    [
+        ("https://api.deepseek.com", {"DEEPSEEK_API_KEY": "d"}, "d"),
+        ("https://api.deepseek.com/v1", {"DEEPSEEK_API_KEY": "d", "HARNESS_API_KEY": "h"}, "h"),
+        ("https://api.openai.com", {"DEEPSEEK_API_KEY": "d"}, ""),
+        ("https://example.org", {"DEEPSEEK_API_KEY": "d", "OPENAI_API_KEY": "o"}, ""),
+        ("http://127.0.0.1:8000", {"HARNESS_API_KEY": "h"}, "h"),
+        ("https://api.openai.com", {"OPENAI_API_KEY": ""}, ""),
+    ],
+)
+def test_a_host_gets_its_own_key_and_nobody_elses(url: str, environ: dict[str, str], key: str) -> None:
+    assert api_key(url, environ) == key

@@ -160,7 +160,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "an unknown key": (
         {"max_in_fligth": 5},
-        ["scenario.yaml", "max_in_fligth", "did you mean max_in_flight?"],
+        ["scenario.yaml", "max_in_fligth", "did you mean `max_in_flight`?"],
     ),
     "a bare number for a duration": ({"duration": 3}, ["scenario.yaml", "duration", "did you mean `3s`?"]),
     "an objective that cannot be read": (
