@@ -113,6 +113,7 @@ def run(
     from dotenv import find_dotenv, load_dotenv
 
     from harness import conduct
+    from harness.client.target import api_key, key_variables
     from harness.workload import scenario as scenarios
 
     load_dotenv(find_dotenv(usecwd=True))

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": ANY | {"mock"},
     "follow": ANY | {"record", "runlog", "analysis", "slo", "telemetry"},
     "conduct": ANY | {"workload", "record", "runlog", "analysis", "slo", "report"},
-    "cli": ANY | {"workload", "conduct", "follow", "report", "mock"},
+    "cli": ANY | {"workload", "client", "conduct", "follow", "report", "mock"},
 }
 ROOM_OF = {
     "locust": {"users"},

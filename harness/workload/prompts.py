@@ -23,6 +23,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from harness.errors import ConfigError
 from harness.workload import schedule
@@ -33,6 +34,7 @@ from harness.workload.scenario import (
     LogNormal,
     Normal,
     Parameters,
+    Prompt,
     Scenario,
     Synthetic,
     Traffic,
@@ -100,13 +102,13 @@ def workload(scenario: Scenario) -> Callable[[int], tuple[Request, ...]]:
     return requests
 
 
-def follow_ups(scenario: Scenario) -> Callable[..., Request | None]:
-    """What a session asks next: (previous request, reply_tokens=None) -> its next turn, or None at its end.
+def follow_ups(scenario: Scenario) -> Callable[[Request, int | None], Request | None]:
+    """What a session asks next: (a request, its answer's tokens) -> the next turn, or None at its end.
 
     The next turn sends the previous messages, a stand-in for the answer, and a new prompt of the entry's
-    length. The stand-in has as many words as the answer had tokens; without `reply_tokens`, as many as it
-    was planned to have: then the requests depend on nothing but the scenario. It is due `think_s` after
-    the previous turn's end.
+    length. The stand-in has as many words as the answer had tokens; if that is None, as many as it was
+    planned to have, and the requests depend on nothing but the scenario. The next turn is due `think_s`
+    after the end of the one before.
 
     Args:
         scenario: the same that `workload` was given.
@@ -117,7 +119,7 @@ def follow_ups(scenario: Scenario) -> Callable[..., Request | None]:
     key = mix64(scenario.seed)
     choose_entry = _entries(scenario)
 
-    def follow_up(previous: Request, reply_tokens: int | None = None) -> Request | None:
+    def follow_up(previous: Request, reply_tokens: int | None) -> Request | None:
         if previous.turn + 1 >= previous.turns:
             return None
         entry = choose_entry(mix64(key + previous.seq * _GAMMA) >> 32)
@@ -207,8 +209,8 @@ def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | 
     dialect = entry.dialect or scenario.dialect
     parameters = _as_body(entry.parameters)
     output_tokens = quantile(entry.output)
-    turns = _turns(entry)
-    ask = _source(scenario.seed, position, entry, chat=dialect == "chat")
+    turns, think_s = _turns(entry), float(entry.think_time_s)
+    ask = _source(scenario.seed, position, entry.prompt, chat=dialect == "chat")
     key, name = mix64(mix64(scenario.seed) + 1), f"{scenario.seed:x}-"
 
     def request(seq: int, index: int, model: str) -> Request:
@@ -238,19 +240,23 @@ def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | 
             prompt_tokens=prompt_tokens,
             tags=tags,
             turns=turns(bits),
-            think_s=entry.think_time_s,
+            think_s=think_s,
         )
+
+    # The conversation begins with the prefix that the entry's prompts share; its later prompts do not.
+    plain = replace(entry.prompt, shared_prefix_ratio=0.0) if isinstance(entry.prompt, Synthetic) else None
+    ask_more = ask if plain is None else _source(scenario.seed, position, plain, chat=dialect == "chat")
 
     def next_turn(previous: Request, reply_tokens: int) -> Request:
         turn = previous.turn + 1
         bits = mix64(mix64(key + (previous.seq << 10) * _GAMMA) + (turn + 2) * _GAMMA)
         lengths = mix64(bits + 1)
-        prompt, messages, prompt_tokens, _ = ask(previous.seq, bits, lengths & _MASK_32, None)
+        prompt, messages, prompt_tokens, _ = ask_more(previous.seq, bits, lengths & _MASK_32, None)
         reply = _reply(scenario.seed, bits, reply_tokens)
         if previous.messages is not None:
             said = ({"role": "assistant", "content": reply},) if reply else ()
             messages = (*previous.messages, *said, *(messages or ()))
-        return msgspec.structs.replace(
+        return replace(
             previous,
             id=f"{previous.session}.t{turn}",
             turn=turn,
@@ -286,10 +292,10 @@ def _as_body(parameters: Parameters) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None} | parameters.extra
 
 
-def _source(seed: int, position: int, entry: Traffic, *, chat: bool) -> _Source:
-    if isinstance(entry.prompt, Dataset):
-        return _dataset(entry.prompt, seed, chat=chat)
-    return _synthetic(entry.prompt, seed, position, chat=chat)
+def _source(seed: int, position: int, prompt: Prompt, *, chat: bool) -> _Source:
+    if isinstance(prompt, Dataset):
+        return _dataset(prompt, seed, chat=chat)
+    return _synthetic(prompt, seed, position, chat=chat)
 
 
 # -- synthetic prompts ----------------------------------------------------------------------------------
@@ -340,6 +346,7 @@ def _synthetic(prompt: Synthetic, seed: int, position: int, *, chat: bool) -> _S
     corpus, known = _corpus(seed), words()
     tokens_of, ratio = quantile(prompt.tokens), prompt.shared_prefix_ratio
     first_shared = mix64(mix64(seed) + 2 + position) % corpus.length
+    block_key = mix64(seed)
 
     def text(count: int, bits: int) -> str:
         """`count` words: the head spells `bits`, the rest is the corpus from the place they name."""
@@ -356,7 +363,7 @@ def _synthetic(prompt: Synthetic, seed: int, position: int, *, chat: bool) -> _S
 
     def block(number: int, count: int) -> str:
         """The first `count` words of a block of a trace: the same for every prompt that has it."""
-        return text(count, mix64(first_shared + number * _GAMMA))
+        return text(count, mix64(block_key + number * _GAMMA))
 
     def blocks(numbers: Sequence[int], count: int, bits: int) -> str:
         """`count` words in the blocks of a trace; what is longer than they are is the request's own."""

@@ -1,0 +1,141 @@
+"""However a run ends, what it recorded is kept, and its books say what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from launching import (
+    assert_books_balance,
+    failed_checks,
+    family,
+    harness,
+    has_samples,
+    interrupt,
+    launched,
+    only_run,
+    rows,
+    summary,
+    truth,
+    until,
+    verb,
+    write_scenario,
+)
+
+from harness import runlog
+
+pytestmark = pytest.mark.timeout(200)
+
+LONG = {"duration": "60s", "drain": "30s"}
+
+
+def test_ctrl_c_ends_a_run_with_a_complete_log_balanced_books_and_a_report(tmp_path: Path) -> None:
+    scenario = write_scenario(tmp_path, **LONG)
+    with launched(verb("run", scenario, "--runs", tmp_path / "runs"), cwd=tmp_path) as process:
+        until(lambda: has_samples(tmp_path / "runs"))
+        interrupt(process)
+        out, err = process.communicate(timeout=60)
+    folder = only_run(tmp_path / "runs")
+    books = assert_books_balance(folder)
+    assert books.stop_reason == "interrupted"
+    assert books.planned == books.started + books.dropped + books.not_started
+    assert books.not_started > books.started > 0
+    assert books.cut_off == 0  # what was under way was awaited
+    assert {row["outcome"] for row in rows(folder)} <= {"ok", "dropped"}
+    assert sorted(truth(folder)) == sorted(row["request_id"] for row in rows(folder) if row["started_ns"])
+    assert process.returncode == summary(folder)["verdict"]["exit_code"], err
+    assert not failed_checks(folder) & {"completed", "ledger", "telemetry", "sampled"}
+    assert "Objectives" in out
+    assert (folder / "report.html").exists()
+
+
+def test_a_second_ctrl_c_cuts_off_what_is_still_under_way_and_records_it_so(tmp_path: Path) -> None:
+    """The tenth request never gets an answer; the drain would wait for it for half a minute."""
+    (tmp_path / "faults.yaml").write_text(json.dumps({"faults": [{"fault": "hang", "requests": [10]}]}))
+    scenario = write_scenario(
+        tmp_path,
+        traffic=[{"kind": "stream"}],
+        warm_up="0s",
+        mock={"profile": "fast", "faults": "faults.yaml"},
+        **LONG,
+    )
+    command = verb("run", scenario, "--no-telemetry", "--runs", tmp_path / "runs")
+    with launched(command, cwd=tmp_path) as process:
+        until(lambda: has_samples(tmp_path / "runs"))
+        interrupt(process)
+        until(lambda: has_samples(tmp_path / "runs", count=4))  # it waits, and goes on taking samples
+        assert process.poll() is None
+        interrupt(process)
+        process.communicate(timeout=20)
+    folder = only_run(tmp_path / "runs")
+    books = assert_books_balance(folder)
+    assert (books.stop_reason, books.cut_off) == ("interrupted", 1)
+    (lost,) = (row for row in rows(folder) if row["outcome"] != "ok")
+    assert (lost["outcome"], lost["error"]) == ("timeout", "cut off: the run ended first")
+    assert lost["final"]
+
+
+def test_a_run_killed_with_sigkill_is_reported_from_what_was_recorded(tmp_path: Path) -> None:
+    """Parent, engine and telemetry die at once, as when the machine's memory ends."""
+    scenario = write_scenario(tmp_path, **LONG)
+    with launched(verb("run", scenario, "--runs", tmp_path / "runs"), cwd=tmp_path) as process:
+        until(lambda: has_samples(tmp_path / "runs", count=3))
+        engine = engine_of(process.pid)
+        process.kill()
+        os.killpg(engine.pid, signal.SIGKILL)
+        engine.wait(10)
+    folder = only_run(tmp_path / "runs")
+    assert not (folder / "requests.parquet").exists()
+    finished = runlog.read_samples(folder)[-1].finished
+
+    done = harness("report", folder, cwd=tmp_path)
+    assert done.returncode == 4
+    assert "INVALID" in done.stdout
+    assert "killed" in done.stdout
+    assert {"completed", "ledger"} <= failed_checks(folder)
+    books = runlog.read_manifest(folder)
+    assert books.stop_reason == "killed"
+    assert books.lost == books.planned
+    records = rows(folder)
+    assert books.records == len(records)
+    # All that had ended when the last batch was written: batches are counted once, by their first request.
+    assert len([row for row in records if row["index"] == 0]) >= finished - 1 > 0
+    assert summary(folder)["summary"]["total"]["outcomes"].keys() == {"ok"}
+    assert "INVALID" in (folder / "report.html").read_text()
+
+
+def test_a_run_whose_engine_alone_is_killed_is_reported_at_once(tmp_path: Path) -> None:
+    scenario = write_scenario(tmp_path, **LONG)
+    with launched(
+        verb("run", scenario, "--no-telemetry", "--runs", tmp_path / "runs"), cwd=tmp_path
+    ) as process:
+        until(lambda: has_samples(tmp_path / "runs", count=1))
+        os.killpg(engine_of(process.pid).pid, signal.SIGKILL)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert "INVALID" in out
+    assert runlog.read_manifest(only_run(tmp_path / "runs")).stop_reason == "killed"
+
+
+def test_the_mock_and_the_engine_end_with_the_run_that_started_them(tmp_path: Path) -> None:
+    scenario = write_scenario(tmp_path, duration="1s", warm_up="0s")
+    with launched(
+        verb("run", scenario, "--no-telemetry", "--runs", tmp_path / "runs"), cwd=tmp_path
+    ) as process:
+        until(lambda: has_samples(tmp_path / "runs", count=1))
+        started = family(process)
+        process.communicate(timeout=60)
+    assert len(started) >= 2
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
+
+
+def engine_of(pid: int) -> psutil.Process:
+    """Locust's process: the leader of its own group."""
+    (engine,) = (child for child in psutil.Process(pid).children() if "locust" in child.cmdline())
+    assert os.getpgid(engine.pid) == engine.pid
+    return engine
