@@ -62,6 +62,7 @@ def conduct(
     workers: int = 1,
     remote: Remote | None = None,
     web: bool = False,
+    sampled: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
     """Run a scenario to its end, however it ends, and give its folder.
@@ -72,6 +73,7 @@ def conduct(
         workers: processes on this machine that carry the load.
         remote: workers on other machines to wait for.
         web: serve Locust's web UI meanwhile.
+        sampled: note where the load generator's CPU time goes, in ticks.json (harness/sampling.py).
         on_progress: called about once a second.
 
     Raises:
@@ -87,7 +89,7 @@ def conduct(
         runlog.write_json(folder / "plan.json", plan)
         with (folder / "locust.log").open("wb") as log:
             engine = subprocess.Popen(  # noqa: S603 - our own words
-                _locust(folder, workers=workers, remote=remote, web=web),
+                _locust(folder, workers=workers, remote=remote, web=web, sampled=sampled),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -132,8 +134,10 @@ def _target(scenario: Scenario, folder: Path) -> Iterator[str]:
         mock.communicate()
 
 
-def _locust(folder: Path, *, workers: int, remote: Remote | None, web: bool) -> list[str]:
-    command = [*_LOCUST, "-f", str(_locustfile("mixed.py")), "--run-folder", str(folder), "--only-summary"]
+def _locust(folder: Path, *, workers: int, remote: Remote | None, web: bool, sampled: bool) -> list[str]:
+    sampling = (sys.executable, "-m", "harness.sampling", str(folder / "ticks.json"), "locust")
+    command = [*(sampling if sampled else _LOCUST), "-f", str(_locustfile("mixed.py"))]
+    command += ["--run-folder", str(folder), "--only-summary"]
     command += ["--autostart", "--autoquit", "0", "--web-host", "127.0.0.1"] if web else ["--headless"]
     if remote is not None:
         command += ["--master", "--master-bind-host", remote.host, "--master-bind-port", str(remote.port)]

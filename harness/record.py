@@ -165,6 +165,13 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
     gc_pause_max_ns: int
     rss_bytes: int
     open_files: int
+    file_limit: int = 0
+    """How many files the system lets this process open; 0: not known."""
+    wall_clock_ns: int = 0
+    """Unix time at `t_ns`, so that a step of the wall clock shows; 0: not known."""
+    hub_stalls_ns: tuple[int, ...] = ()
+    """Each time since the last sample that the event loop came back more than a millisecond late: how
+    much. The longest is `hub_lag_max_ns`."""
 
 
 class WorkerLedger(msgspec.Struct, frozen=True):

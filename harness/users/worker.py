@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import math
+import resource
 import time
 from array import array
 from bisect import bisect_left, bisect_right
@@ -27,7 +28,7 @@ from gevent.hub import Waiter
 
 from harness import runlog
 from harness.client.call import Call, prepare
-from harness.clock import now_ns
+from harness.clock import anchor, now_ns
 from harness.record import Kind, Outcome, Record, Sample, WorkerLedger
 from harness.users.line import Lines
 from harness.users.wait import Alarm
@@ -36,6 +37,8 @@ from harness.workload.scenario import Closed, Scenario
 from harness.workload.schedule import Arrival, arrivals, claims, shard
 
 _HUB_PROBE_S = 0.02
+_STALL_NS = 1_000_000
+"""What `Sample.hub_stalls_ns` leaves out: delays too short to matter, of which there are many."""
 _SAMPLE_S = 1.0
 
 
@@ -328,6 +331,7 @@ class Worker:
             dropped=self._dropped,
             finished=self._finished,
             in_flight=self.in_flight,
+            wall_clock_ns=anchor().wall_of(self._origin_ns + elapsed_ns),
         )
         line = msgspec.json.encode(sample) + b"\n"
         self._samples.write(line)
@@ -398,6 +402,7 @@ class _Health:
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._hub_lag_max_ns = 0
+        self._hub_stalls_ns: list[int] = []
         self._gc_pause_max_ns = 0
         self._gc_began_ns = 0
 
@@ -422,7 +427,10 @@ class _Health:
             gc_pause_max_ns=self._gc_pause_max_ns,
             rss_bytes=self._process.memory_info().rss,
             open_files=self._process.num_fds(),
+            file_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            hub_stalls_ns=tuple(self._hub_stalls_ns),
         )
+        self._hub_stalls_ns.clear()
         self._cpu_s, self._wall_ns = cpu_s, wall_ns
         self._hub_lag_max_ns = self._gc_pause_max_ns = 0
         return sample
@@ -431,6 +439,8 @@ class _Health:
         moment_ns = now_ns()
         lag_ns = moment_ns - self._probed_ns - int(_HUB_PROBE_S * 1e9)
         self._hub_lag_max_ns = max(self._hub_lag_max_ns, lag_ns)
+        if lag_ns > _STALL_NS:
+            self._hub_stalls_ns.append(lag_ns)
         self._probed_ns = moment_ns
 
     def _on_collection(self, phase: str, _details: dict[str, int]) -> None:
