@@ -12,9 +12,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 import click
 
@@ -23,6 +23,7 @@ from harness.errors import ConfigError, HarnessError
 from harness.mock.command import mock
 
 if TYPE_CHECKING:
+    from harness.calibrate import Trial
     from harness.report.facts import RunReport
     from harness.report.progress import Progress
 
@@ -79,6 +80,7 @@ def main() -> None:
 )
 @click.option("--listen", default="127.0.0.1:5557", show_default=True, help="Where they find us.")
 @click.option("--web", is_flag=True, help="Serve Locust's web UI on loopback meanwhile.")
+@click.option("--calibrate", is_flag=True, help="Measure the harness's own error at this load first: 6 s.")
 @click.option("--no-telemetry", is_flag=True, help="Make no spans and metrics.")
 @click.option(
     "--runs",
@@ -101,6 +103,7 @@ def run(
     remote: int | None,
     listen: str,
     web: bool,
+    calibrate: bool,
     no_telemetry: bool,
     runs: Path,
 ) -> None:
@@ -112,6 +115,7 @@ def run(
     import msgspec
     from dotenv import find_dotenv, load_dotenv
 
+    from harness import calibrate as calibration
     from harness import conduct
     from harness.client.target import api_key, key_variables
     from harness.workload import scenario as scenarios
@@ -135,6 +139,7 @@ def run(
         click.echo(f"harness: no API key: set {names} in the environment or in .env", err=True)
     if web:
         click.echo("harness: Locust's web UI is at http://127.0.0.1:8089", err=True)
+    floor = calibration.calibrate(scenario, runs) if calibrate else None
     with _shown_progress() as show:
         folder = conduct.conduct(
             scenario,
@@ -144,6 +149,8 @@ def run(
             web=web,
             on_progress=show,
         )
+    if floor is not None:
+        calibration.keep(floor, folder)
     report = conduct.judged(folder)
     conduct.write_reports(folder, report)
     _finish(report)
@@ -172,6 +179,111 @@ def report(folder: Path, thresholds: tuple[str, ...], form: str | None) -> None:
         _finish(judged)
     click.echo(conduct.rendered(judged, form), nl=False)
     sys.exit(judged.verdict.exit_code)
+
+
+@main.command()
+@click.argument("scenario_file", metavar="[SCENARIO]", required=False)
+@click.option("--target", metavar="mock|URL", help="What to examine. Default: the scenario's target.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(scenario_file: str | None, target: str | None, as_json: bool) -> None:
+    """Look for what would make a run worthless, in ten seconds and at most 20 requests.
+
+    Name, connections, TLS, key, models, a tiny completion, streaming, clocks, this machine's limits; each
+    with a remedy. Exit code 1 if a check failed. With a SCENARIO, its models and its batches are asked for.
+    """
+    import msgspec
+    from dotenv import find_dotenv, load_dotenv
+
+    from harness import doctor as surgery
+    from harness.client.target import api_key, parse
+    from harness.mock.process import mock_process
+    from harness.report.tables import tables
+    from harness.workload import scenario as scenarios
+
+    load_dotenv(find_dotenv(usecwd=True))
+    scenario = scenarios.load(Path(scenario_file) if scenario_file else None)
+    url = target or scenario.target
+    with ExitStack() as stack:
+        if url == "mock":
+            url = stack.enter_context(mock_process("--profile", "demo")).url
+        examined = parse(url, key=api_key(url, os.environ))
+        asked = surgery.examine(examined, scenario, os.environ, given=scenario_file is not None)
+        findings = list(asked)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+    else:
+        sheet = surgery.sheet(examined.url, findings)
+        click.echo(tables([sheet], **_paper(), styles=surgery.STYLES), nl=False)
+    sys.exit(surgery.exit_code(findings))
+
+
+@main.command()
+@click.argument("scenario_file", metavar="[SCENARIO]", required=False)
+@click.option("--target", metavar="mock|URL", help="What to load: the bundled mock, or an API's base URL.")
+@click.option("--rate", type=float, help="Arrivals per second.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=10.0, show_default=True, help="How long.")
+@click.option(
+    "--runs", type=_FOLDER, default=Path("runs"), show_default=True, help="Where the run folder is made."
+)
+def profile(
+    scenario_file: str | None, target: str | None, rate: float | None, seconds: float, runs: Path
+) -> None:
+    """Say where the load generator's CPU time goes, by phase and by function.
+
+    Runs the scenario for a short time under a sampling profiler, and measures the way to the target and
+    what JSON costs. profile.json and profile.prof (for pstats, snakeviz) are left in the run folder.
+    """
+    from dotenv import find_dotenv, load_dotenv
+
+    from harness import profiling
+    from harness.report.tables import tables
+    from harness.workload import scenario as scenarios
+
+    load_dotenv(find_dotenv(usecwd=True))
+    loaded = scenarios.load(Path(scenario_file) if scenario_file else None)
+    scenario = scenarios.override(loaded, target=target, rate=rate)
+    with _shown_progress() as show:
+        found, folder = profiling.profile(scenario, runs, os.environ, seconds=seconds, on_progress=show)
+    click.echo(tables(profiling.sheets(found), **_paper()), nl=False)
+    click.echo(f"\nFiles  {folder}/profile.json, profile.prof, ticks.json")
+
+
+@main.command()
+@click.argument("scenario_file", metavar="[SCENARIO]", required=False)
+@click.option("--rate", type=float, help="Arrivals per second.")
+@click.option("--users", type=click.IntRange(min=1), help="Virtual users.")
+@click.option("--seconds", type=click.FloatRange(min=2), default=5.0, show_default=True, help="How long.")
+@click.option("--limits", is_flag=True, help="Search the highest rate and stream count too: some minutes.")
+@click.option(
+    "--runs", type=_FOLDER, default=Path("runs"), show_default=True, help="Where the run folder is made."
+)
+def calibrate(
+    scenario_file: str | None,
+    rate: float | None,
+    users: int | None,
+    seconds: float,
+    limits: bool,
+    runs: Path,
+) -> None:
+    """Measure the harness's own error at a scenario's planned load, against the mock's truth log.
+
+    What is below three times that error cannot be resolved on this machine at this load.
+    """
+    from harness import calibrate as calibration
+    from harness import runlog
+    from harness.report.tables import tables
+    from harness.workload import scenario as scenarios
+
+    loaded = scenarios.load(Path(scenario_file) if scenario_file else None)
+    scenario = scenarios.override(loaded, rate=rate, users=users)
+    with _shown_progress() as show:
+        floor = calibration.calibrate(scenario, runs, seconds=seconds, on_progress=show)
+    click.echo(tables(calibration.sheets(floor), **_paper()), nl=False)
+    if limits:
+        found = calibration.limits(scenario, on_trial=_shown_trial)
+        runlog.write_json(runs / floor.run / "limits.json", found)
+        click.echo("\n" + tables([calibration.limit_sheet(found)], **_paper()), nl=False)
+    click.echo(f"\nFiles  {runs / floor.run}/calibration.json{', limits.json' if limits else ''}")
 
 
 main.add_command(mock)
@@ -261,9 +373,22 @@ def _address(flag: str, text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _shown_trial(what: str, trial: Trial) -> None:
+    click.echo(f"{what} {trial.load:,}: {trial.cause or 'within budget'}", err=True)
+
+
+class _Paper(TypedDict):
+    width: int
+    colour: bool
+
+
+def _paper() -> _Paper:
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    return {"width": width, "colour": sys.stdout.isatty()}
+
+
 def _finish(report: RunReport) -> NoReturn:
     from harness.report.terminal import terminal
 
-    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    click.echo(terminal(report, width=width, colour=sys.stdout.isatty()), nl=False)
+    click.echo(terminal(report, **_paper()), nl=False)
     sys.exit(report.verdict.exit_code)

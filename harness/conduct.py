@@ -18,14 +18,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-import httpx
 import msgspec
 import pyarrow as pa
 
 from harness import runlog
+from harness.analysis.budgets import budgets
 from harness.analysis.live import Live
-from harness.analysis.measures import judged_window, measure
+from harness.analysis.measures import Measures, Window, measure
+from harness.analysis.steady import judged_part
 from harness.analysis.summary import summarise
+from harness.analysis.truth import Truth
+from harness.analysis.truth import compare as beside_truth
+from harness.analysis.truth import read as read_truth
 from harness.analysis.validity import validate
 from harness.errors import EngineError
 from harness.record import Manifest, Run, Sample
@@ -42,7 +46,11 @@ from harness.workload import schedule
 from harness.workload.scenario import Closed, Scenario
 
 MOCK_START_S = 20.0
+_MOCK_STOP_S = 60.0
+"""For its drain, and for writing the truth log."""
 _POLL_S = 0.1
+_TRUTH = "truth.jsonl"
+_TRUTH_REQUESTS = 5_000_000
 _LOCUST = (sys.executable, "-m", "locust")
 
 
@@ -96,8 +104,6 @@ def conduct(
                 start_new_session=True,  # Ctrl-C reaches us alone: we pass it on once
             )
         _watch(engine, Watch(folder, scenario), on_progress)
-        if scenario.target == "mock":
-            _keep_truth(target, folder)
     if not (folder / "run.json").exists():
         raise EngineError(_why(folder, engine.returncode))
     return folder
@@ -111,6 +117,8 @@ def _target(scenario: Scenario, folder: Path) -> Iterator[str]:
         return
     command = [sys.executable, "-m", "harness", "mock", "--port", "0", "--print-url", "--die-with-parent"]
     command += ["--profile", scenario.mock.profile, "--seed", str(scenario.seed)]
+    # The log is written when the mock ends, whole: memory holds as many entries as we could ever send it.
+    command += ["--truth", str(folder / _TRUTH), "--truth-requests", str(_TRUTH_REQUESTS), "--drain", "5"]
     if scenario.mock.faults:
         command += ["--faults", scenario.mock.faults]
     with (folder / "mock.log").open("wb") as log:
@@ -127,7 +135,7 @@ def _target(scenario: Scenario, folder: Path) -> Iterator[str]:
     finally:
         mock.terminate()
         try:
-            mock.wait(timeout=10)
+            mock.wait(timeout=_MOCK_STOP_S)
         except subprocess.TimeoutExpired:
             mock.kill()
             mock.wait()
@@ -238,15 +246,6 @@ class Watch:
         return 0.0 if self._run is None else max(0.0, (time.time_ns() - self._run.start.wall_ns) / 1e9)
 
 
-def _keep_truth(target: str, folder: Path) -> None:
-    """Copy the mock's truth log beside the records, before the mock goes."""
-    try:
-        truth = httpx.get(f"{target}/__truth", timeout=30).raise_for_status().content
-    except httpx.HTTPError:
-        return  # a dead mock shows in the records; its log is a bonus
-    runlog.write_bytes(folder / "truth.jsonl", truth)
-
-
 def _why(folder: Path, code: int | None) -> str:
     return f"the load generator ended with code {code} before the run began: {_tail(folder / 'locust.log')}"
 
@@ -307,11 +306,14 @@ def judged(folder: Path, thresholds: tuple[str, ...] = ()) -> RunReport:
     measures = measure(records)
     ends_by_the_clock = manifest.stop_reason == "completed" and scenario.count is None
     duration_s = scenario.duration_s if ends_by_the_clock else None
-    window = judged_window(
+    part = judged_part(
         measures,
         warm_up_s=float(scenario.warm_up_s),
         duration_s=None if duration_s is None else float(duration_s),
+        fixed=None if scenario.window == "auto" else scenario.window,
+        mser5=scenario.steady_state == "mser5",
     )
+    window = part.window
     planned = _planned_within(scenario, window)
     validity = validate(
         measures,
@@ -322,17 +324,28 @@ def judged(folder: Path, thresholds: tuple[str, ...] = ()) -> RunReport:
         samples=samples,
         planned=planned,
         telemetry=telemetry,
+        budgets=budgets(msgspec.structs.asdict(scenario.budgets)),
     )
     return RunReport(
         run=run,
-        summary=summarise(measures, objectives, window, planned=planned),
+        summary=summarise(measures, objectives, window, planned=planned, window_rule=part.rule),
         verdict=judge(measures, objectives, validity, window),
         manifest=manifest,
         samples=samples,
         records=records,
         telemetry=telemetry,
         folder=_short(folder),
+        truth=_truth(folder, run, measures, window),
     )
+
+
+def _truth(folder: Path, run: Run, measures: Measures, window: Window) -> Truth | None:
+    """The bundled mock's own figures; None for other targets, and where the mock died before its log."""
+    path = folder / _TRUTH
+    if not run.mock or not path.exists():
+        return None
+    with path.open("rb") as lines:
+        return beside_truth(measures, window, read_truth(lines), zero_ns=run.start.monotonic_ns)
 
 
 def _planned_within(scenario: Scenario, window: tuple[float, float]) -> int | None:

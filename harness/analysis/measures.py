@@ -1,6 +1,6 @@
 """Records -> durations and rates: each definition of docs/definitions.md once, vectorised.
 
-A row of the run log is an attempt; a request is a (seq, index), and its final attempt stands for it.
+A row of the run log is an attempt; a request is a (seq, turn, index), and its final attempt stands for it.
 Whatever is judged from due spans all its attempts. Times are float64 seconds, NaN where undefined:
 nanoseconds below 2**53 (104 days) are exact in float64, and the division by 1e9 rounds once, so that
 a threshold of 300 ms equals a measured 300,000,000 ns exactly.
@@ -75,7 +75,7 @@ FROM_START = {
 
 @dataclass(frozen=True)
 class Measures:
-    """One element a request, in order of (seq, index), but for `itl` and `itl_owner`: one a gap."""
+    """One element a request, in order of (seq, turn, index), but for `itl` and `itl_owner`: one a gap."""
 
     requests: pa.Table
     """The final attempts' rows of the run log."""
@@ -98,6 +98,8 @@ class Measures:
     """Of a kind that streams: `stream`, or one of which some request had an event."""
     open_loop: Mask
     """It had a due time."""
+    opening: Mask
+    """It came with its arrival: no later turn of a session, which the schedule does not know."""
     arrival_s: Floats
     """When it was due; in a closed loop, when its first attempt started."""
     started_s: Floats
@@ -138,9 +140,9 @@ def measure(table: pa.Table) -> Measures:
         table: of `runlog.MERGED_SCHEMA` (or a part of it that has these columns), in any order.
     """
     table = _in_order(table)
-    seq, index, attempt = (_numbers(table, name) for name in ("seq", "index", "attempt"))
+    seq, turn, index, attempt = (_numbers(table, name) for name in _ORDER)
     opens = np.ones(len(seq), dtype=bool)
-    opens[1:] = (seq[1:] != seq[:-1]) | (index[1:] != index[:-1])
+    opens[1:] = (seq[1:] != seq[:-1]) | (turn[1:] != turn[:-1]) | (index[1:] != index[:-1])
     first_row = np.maximum.accumulate(np.where(opens, np.arange(len(seq)), 0)) if len(seq) else np.arange(0)
     final = _numbers(table, "final").astype(bool)
     rows = np.flatnonzero(final)
@@ -178,6 +180,7 @@ def measure(table: pa.Table) -> Measures:
         first_failed=failed if first_outcome is None else _failed(first_outcome),
         streaming=np.isin(kind, [Kind.STREAM.value, *set(kind[~np.isnan(first_event)])]),
         open_loop=open_loop,
+        opening=turn[rows] == 0,
         arrival_s=arrival / 1e9,
         started_s=started_first / 1e9,
         ended_s=ended / 1e9,
@@ -222,15 +225,19 @@ def judged_window(measures: Measures, *, warm_up_s: float, duration_s: float | N
     """
     if duration_s is not None:
         return warm_up_s, max(warm_up_s, duration_s)
-    if not len(measures):
+    if not measures.opening.any():
         return warm_up_s, warm_up_s
-    return warm_up_s, max(warm_up_s, float(np.nextafter(measures.arrival_s.max(), np.inf)))
+    last_s = measures.arrival_s[measures.opening].max()
+    return warm_up_s, max(warm_up_s, float(np.nextafter(last_s, np.inf)))
+
+
+_ORDER = ("seq", "turn", "index", "attempt")
 
 
 def _in_order(table: pa.Table) -> pa.Table:
     # A merged log is in order already; sorting a table with list columns costs more than all the rest.
-    seq, index, attempt = (_numbers(table, name) for name in ("seq", "index", "attempt"))
-    order = np.lexsort((attempt, index, seq))
+    seq, turn, index, attempt = (_numbers(table, name) for name in _ORDER)
+    order = np.lexsort((attempt, index, turn, seq))
     return table if (order == np.arange(len(order))).all() else table.take(pa.array(order))
 
 

@@ -96,10 +96,17 @@ class Summary(msgspec.Struct, frozen=True):
     batch: BatchSummary | None
     slowest: list[Slow]
     failed: list[Slow]
+    window_rule: str = ""
+    """How the window was found, for people: see steady.judged_part."""
 
 
 def summarise(
-    measures: Measures, objectives: Iterable[Criterion], window: Window, *, planned: int | None = None
+    measures: Measures,
+    objectives: Iterable[Criterion],
+    window: Window,
+    *,
+    planned: int | None = None,
+    window_rule: str = "",
 ) -> Summary:
     """Describe the judged part of a run.
 
@@ -112,6 +119,7 @@ def summarise(
         window: see `measures.judged_window`.
         planned: arrivals that the schedule holds in the window; None to count those that left a record,
             which is the same unless a worker was lost.
+        window_rule: how the window was found.
     """
     chosen = judged(measures, window)
     meets = meets_all(measures, objectives)
@@ -131,17 +139,18 @@ def summarise(
         batch=_batches(measures, chosen & (measures.kind == Kind.BATCH.value)),
         slowest=_listed(measures, slowest),
         failed=_listed(measures, failed),
+        window_rule=window_rule,
     )
 
 
 def arrivals_due(measures: Measures, window: Window) -> int:
     """Arrivals with a record that were due in the window; the requests of a batch are one arrival."""
-    return len(np.unique(measures.seq[within(measures, window) & measures.open_loop]))
+    return len(np.unique(measures.seq[within(measures, window) & measures.open_loop & measures.opening]))
 
 
 def arrivals_started(measures: Measures, window: Window) -> int:
     """Arrivals that really started in the window, whenever they were due."""
-    started = (measures.started_s >= window[0]) & (measures.started_s < window[1])
+    started = (measures.started_s >= window[0]) & (measures.started_s < window[1]) & measures.opening
     return len(np.unique(measures.seq[started]))
 
 

@@ -7,70 +7,24 @@ that does not apply (lateness in a closed loop, telemetry that was off) is left 
 
 from __future__ import annotations
 
+import errno
 import math
-from collections import defaultdict
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
-from harness.analysis.goodness import ERRORS, Criterion, concerned, good
-from harness.analysis.measures import FROM_START, MEASURES, Floats, Mask, Measures, Window, judged, within
+from harness.analysis.budgets import BUDGETS, lateness_budget, shown
+from harness.analysis.budgets import Budgets as Budgets  # noqa: PLC0414 - part of this contract
+from harness.analysis.budgets import Check as Check  # noqa: PLC0414 - part of this contract
+from harness.analysis.goodness import Criterion, concerned, good
+from harness.analysis.health import check_health
+from harness.analysis.measures import FROM_START, Floats, Mask, Measures, Window, judged, within
 from harness.analysis.stats import allowed_share, nearest_rank, per_second
 from harness.record import Manifest, Run, Sample, TelemetryLedger
-
-
-@dataclass(frozen=True)
-class Budgets:
-    """How far the instrument may stray before its run is INVALID; each with the reason for its size."""
-
-    lateness_s: float = 0.025
-    """P99 of lateness. It is part of what is judged from due, so it never flatters the server: the budget
-    need only keep a late client from failing a good one. 25 ms leaves room for a busy CI machine, whose
-    scheduler holds a process up for 10 to 20 ms at P99 ..."""
-    lateness_of_threshold: float = 0.05
-    """... unless the tightest limit on a time from due is below 500 ms: then a twentieth of it, the
-    margin within which the run could blame the server for what the client added."""
-    dropped_share: float = 0.01
-    """Of the arrivals: as much as a P99 objective lets go."""
-    achieved_share: float = 0.99
-    """Arrivals dispatched in the window, of those planned in it."""
-    cpu_share: float = 0.9
-    """Of one core, over any 5 s: a worker is one thread, and near saturation its stamps queue."""
-    cpu_span_s: float = 5.0
-    hub_lag_s: float = 0.100
-    """Longest time the event loop was away. One such stall touches every request under way ..."""
-    hub_lag_of_threshold: float = 0.2
-    """... so it is also bounded as a share of the tightest judged latency ..."""
-    hub_lag_floor_s: float = 0.020
-    """... but not below what a busy machine's scheduler does to anybody."""
-    lump_chunks: int = 8
-    """A stream of at least so many chunks in at most `lump_reads` reads came in one lump ..."""
-    lump_reads: int = 2
-    lump_service_s: float = 0.100
-    """... if it took this long: a server that is done sooner may well send all in one piece."""
-    lump_share: float = 0.5
-    """Of the streams with so many chunks."""
-
-
-BUDGETS = Budgets()
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One question about the instrument, and its answer."""
-
-    name: str
-    """Stable identifier: `lateness`, `ledger`, `hub_lag`, ..."""
-    passed: bool
-    observed: float | None
-    budget: float | None
-    unit: str
-    n: int
-    cause: str
-    """One sentence for people, passed or not."""
-    remedy: str = ""
-    """What to do, where it failed: `raise max_in_flight to 400`."""
 
 
 class Validity(msgspec.Struct, frozen=True):
@@ -117,24 +71,13 @@ def validate(
         *_lateness(measures, objectives, window, budgets),
         *_dropped(measures, objectives, window, run, budgets),
         *_achieved(measures, window, planned, objectives, budgets),
-        *_health(samples, window, run, objectives, budgets),
+        *_client_errors(measures, window, budgets),
+        *check_health(measures, samples, window, run=run, objectives=objectives, budgets=budgets),
         *_lumps(measures, window, budgets),
     ]
     if telemetry is not None:
         checks.append(_telemetry(telemetry, measures.attempts))
     return Validity(checks)
-
-
-def tightest_threshold(objectives: Iterable[Criterion], *, from_due: bool = False) -> float | None:
-    """The lowest time that is judged (from due only, if asked so), in seconds; None if none is."""
-    limits = []
-    for each in objectives:
-        if each.measure == ERRORS or each.threshold is None:
-            continue
-        definition = MEASURES[each.measure]
-        if definition.unit == "s" and (definition.origin == "due" or not from_due):
-            limits.append(each.threshold)
-    return min(limits, default=None)
 
 
 def _recorded(measures: Measures) -> Check:
@@ -186,20 +129,13 @@ def _ledger(measures: Measures, manifest: Manifest) -> Check:
     )
 
 
-def _lateness_budget(objectives: Sequence[Criterion], budgets: Budgets) -> float:
-    tightest = tightest_threshold(objectives, from_due=True)
-    if tightest is None:
-        return budgets.lateness_s
-    return min(budgets.lateness_s, budgets.lateness_of_threshold * tightest)
-
-
 def _lateness(
     measures: Measures, objectives: Sequence[Criterion], window: Window, budgets: Budgets
 ) -> Iterator[Check]:
     late = np.sort(measures.lateness[within(measures, window) & ~np.isnan(measures.lateness)])
     if not len(late):
         return
-    budget = _lateness_budget(objectives, budgets)
+    budget = lateness_budget(objectives, budgets)
     p99 = float(late[nearest_rank(len(late), 0.99) - 1])
     passed = p99 <= budget
     yield Check(
@@ -209,7 +145,7 @@ def _lateness(
         budget=budget,
         unit="s",
         n=len(late),
-        cause=f"requests started {_ms(p99)} after they were due at P99, {_ms(budget)} are allowed",
+        cause=f"requests started {shown(p99)} after they were due at P99, {shown(budget)} are allowed",
         remedy="" if passed else "raise --workers, lower the rate, or free this machine's CPU",
     )
 
@@ -224,7 +160,7 @@ def _dropped(
     INVALID would let it off. Otherwise a server within its objectives could not be offered the load
     because the pool is too small, and the run says nothing about that load.
     """
-    due = within(measures, window) & measures.open_loop
+    due = within(measures, window) & measures.open_loop & measures.opening
     n = len(np.unique(measures.seq[due]))
     if not n:
         return
@@ -263,7 +199,8 @@ def users_needed(measures: Measures, window: Window, run: Run) -> int:
     The mean in flight is rate x time; four standard deviations of a Poisson count stand above it. The
     pool is shared out among the kinds by their share of the arrivals, so the neediest kind decides.
     """
-    due = np.flatnonzero(within(measures, window))
+    opened = measures.seq[within(measures, window) & measures.opening]
+    due = np.flatnonzero(np.isin(measures.seq, opened))  # with all turns of the sessions
     seqs, first = np.unique(measures.seq[due], return_index=True)
     dropped = measures.dropped[due][first]
     held = _busy_s(measures, due, first)
@@ -299,8 +236,8 @@ def _achieved(
     """Were the planned arrivals dispatched in their time? Dropped ones were: they are judged above."""
     if not planned:
         return
-    in_time = measures.dropped | (measures.started_s < window[1] + _lateness_budget(objectives, budgets))
-    dispatched = len(np.unique(measures.seq[within(measures, window) & in_time]))
+    in_time = measures.dropped | (measures.started_s < window[1] + lateness_budget(objectives, budgets))
+    dispatched = len(np.unique(measures.seq[within(measures, window) & measures.opening & in_time]))
     observed = dispatched / planned
     passed = observed >= budgets.achieved_share
     rate, wanted = per_second(dispatched, window).value, per_second(planned, window).value
@@ -316,80 +253,43 @@ def _achieved(
     )
 
 
-def _health(
-    samples: Sequence[Sample], window: Window, run: Run, objectives: Sequence[Criterion], budgets: Budgets
-) -> Iterator[Check]:
-    chosen = [
-        each for each in samples if window[0] < each.t_ns / 1e9 and each.t_ns / 1e9 - each.wall_s < window[1]
-    ]
-    yield from _sampled(chosen, window, run, budgets)
-    if not chosen:
+_NO_FILES = "raise the limit of open files: ulimit -n 65536"
+_NO_PORTS = "widen net.ipv4.ip_local_port_range, or spread the load over more machines"
+_NO_MEMORY = "give this machine more memory, or lower max_in_flight"
+_CLIENT_ERRORS = {
+    f"connect: {os.strerror(code).lower()}": remedy
+    for code, remedy in {
+        errno.EMFILE: _NO_FILES,
+        errno.ENFILE: _NO_FILES,
+        errno.EADDRINUSE: _NO_PORTS,
+        errno.EADDRNOTAVAIL: _NO_PORTS,
+        errno.ENOBUFS: _NO_MEMORY,
+        errno.ENOMEM: _NO_MEMORY,
+    }.items()
+}
+"""Error texts (client.transport.cause) of connections that this machine, not the server, refused."""
+
+
+def _client_errors(measures: Measures, window: Window, budgets: Budgets) -> Iterator[Check]:
+    chosen = judged(measures, window) & ~measures.dropped
+    n = int(chosen.sum())
+    if not n:
         return
-    worst = max(_busiest(mine, budgets.cpu_span_s) for mine in _by_worker(chosen).values())
-    passed = worst <= budgets.cpu_share
+    errors = measures.requests.column("error").filter(pa.array(chosen & measures.failed)).to_pylist()
+    own = Counter(error for error in errors if error in _CLIENT_ERRORS)
+    (worst, _), *_ = own.most_common(1) or [("", 0)]
+    observed = own.total() / n
+    passed = observed <= budgets.client_error_share
     yield Check(
-        "cpu",
+        "client_errors",
         passed=passed,
-        observed=worst,
-        budget=budgets.cpu_share,
-        unit="cores",
-        n=len(chosen),
-        cause=f"the busiest worker used {worst:.0%} of a core over {budgets.cpu_span_s:g} s",
-        remedy="" if passed else f"raise --workers to {math.ceil(run.workers * worst / 0.6)}",
+        observed=observed,
+        budget=budgets.client_error_share,
+        unit="1",
+        n=n,
+        cause=f"{own.total():,} of {n:,} requests failed on this machine" + (f": {worst}" if worst else ""),
+        remedy="" if passed else _CLIENT_ERRORS[worst],
     )
-    tightest = tightest_threshold(objectives)
-    budget = budgets.hub_lag_s
-    if tightest is not None:
-        budget = max(budgets.hub_lag_floor_s, min(budget, budgets.hub_lag_of_threshold * tightest))
-    lag = max(each.hub_lag_max_ns for each in chosen) / 1e9
-    passed = lag <= budget
-    yield Check(
-        "hub_lag",
-        passed=passed,
-        observed=lag,
-        budget=budget,
-        unit="s",
-        n=len(chosen),
-        cause=f"the event loop was away for up to {_ms(lag)}, {_ms(budget)} are allowed",
-        remedy="" if passed else "free this machine's CPU, or raise --workers",
-    )
-
-
-def _sampled(samples: Sequence[Sample], window: Window, run: Run, budgets: Budgets) -> Iterator[Check]:
-    """Silence is no proof of health: in a window long enough to sample, each worker must have done so."""
-    if window[1] - window[0] < budgets.cpu_span_s:
-        return
-    seen = len(_by_worker(samples))
-    passed = seen >= run.workers
-    yield Check(
-        "sampled",
-        passed=passed,
-        observed=seen,
-        budget=run.workers,
-        unit="workers",
-        n=len(samples),
-        cause=f"{seen} of {run.workers} workers left samples of their own health",
-        remedy="" if passed else "run it again: a worker died or was stopped",
-    )
-
-
-def _by_worker(samples: Iterable[Sample]) -> dict[int, list[Sample]]:
-    grouped: dict[int, list[Sample]] = defaultdict(list)
-    for each in sorted(samples, key=lambda sample: sample.t_ns):
-        grouped[each.worker].append(each)
-    return grouped
-
-
-def _busiest(samples: Sequence[Sample], span_s: float) -> float:
-    """The highest CPU share over any run of samples that spans `span_s`, or over all if none does."""
-    wall = np.cumsum([0.0, *(each.wall_s for each in samples)])
-    cpu = np.cumsum([0.0, *(each.cpu_s for each in samples)])
-    ends = np.searchsorted(wall, wall + span_s - 1e-9)
-    starts = np.flatnonzero(ends < len(wall))
-    if not len(starts):
-        return float(cpu[-1] / wall[-1]) if wall[-1] > 0 else 0.0
-    stops = ends[starts]
-    return float(((cpu[stops] - cpu[starts]) / (wall[stops] - wall[starts])).max())
 
 
 def _lumps(measures: Measures, window: Window, budgets: Budgets) -> Iterator[Check]:
@@ -448,7 +348,3 @@ def _telemetry(ledger: TelemetryLedger, attempts: int) -> Check:
         + ("; ".join([*faults, *ledger.errors[:1]]) or f"all went to {ledger.destination}"),
         remedy=f"check {ledger.destination}, or set telemetry: false" if faults else "",
     )
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from itertools import count
 from random import Random
@@ -14,7 +13,7 @@ import tenacity
 from gevent import GreenletExit
 
 from harness.client.answer import Answer, held_ns, retry_after_s, status_fault
-from harness.client.call import Call, prepare
+from harness.client.call import Call, prepare, random_ids
 from harness.client.exchange import Exchange, Limits, limits
 from harness.client.http2 import Mux
 from harness.clock import now_ns
@@ -24,6 +23,8 @@ from harness.workload.scenario import Retries, Timeouts
 __all__ = ["Log", "Policy", "Wire", "policy", "prepare", "send", "send_batch"]
 
 Log = Callable[[Record], None]
+
+_span_ids = random_ids(16)
 
 
 class Wire(Protocol):
@@ -139,7 +140,7 @@ class _Attempt(msgspec.Struct, frozen=True, gc=False):
     def run(self, number: int, log: Log) -> Record:
         """One attempt; a kill is logged here, as the request's last record, before it passes on."""
         call = self.call
-        span_id = os.urandom(8).hex()
+        span_id = next(_span_ids)
         answer = Answer(call)
         exchange = Exchange(self.limits, now_ns(), answer if call.streams else None)
         try:

@@ -1,34 +1,50 @@
 """The API's surface without any I/O: request bytes to a question, question to a `Plan`.
 
 Shapes follow the OpenAI chat and completions API with DeepSeek's additions (usage with cache hits and
-misses, usage on the finish chunk unless `include_usage` asks for a chunk of its own).
+misses, usage on the finish chunk unless `include_usage` asks for a chunk of its own; reasoning). What is
+refused, and in which words, is as DeepSeek does it (api-docs.deepseek.com, and error bodies quoted in public
+issue reports).
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from harness.mock import logprobs
+from harness.mock.generation import PLAIN, Said, Tool, Wish, escaped, say, unescaped
 from harness.mock.plan import AROUND, END_MARKER, Framing, Kind, Plan, Step
 
 Headers = list[tuple[str, str]]
 
-_PLAIN = "every request leaves one record of what was really sent and when so that clients can be judged"
-_AWKWARD = (" naïve", " 你好", " 🙂", "\n", ' "quoted"', " back\\slash", " data:", " [DONE]", " {", "}")
-_TOKENS = tuple(
-    msgspec.json.encode(word)[1:-1] for word in (*(" " + word for word in _PLAIN.split()), *_AWKWARD)
-)
-"""The answer's vocabulary, already escaped for JSON: plain words, and every sort of text that careless
-clients trip over. An answer runs through it in a circle from a place that its request id chooses."""
-
 _CHARACTERS_PER_TOKEN = 10 / 3
 """DeepSeek's rule of thumb for English (api-docs.deepseek.com/quick_start/token_usage): 0.3 tokens each."""
+
+
+_THINKERS = ("deepseek-flash", "deepseek-v4")
+"""Models that think unless told not to, by the beginnings of their names (…/guides/thinking_mode)."""
+_EFFORTS = {
+    "none": 0.0,
+    "minimal": 0.125,
+    "low": 0.125,
+    "medium": 0.25,
+    "high": 0.25,
+    "xhigh": 0.25,
+    "max": 0.5,
+    "ultra": 0.5,
+}
+"""Effort to the share of an answer that is reasoning. DeepSeek documents which efforts are the same
+(…/guides/thinking_mode); the shares are ours."""
+_RETIRED = frozenset({"deepseek-chat", "deepseek-reasoner"})
+"""Names that DeepSeek stopped serving on 2026-07-24."""
+MAX_TOKENS = 393_216
+_USER_ID_BYTES = 512
 
 
 class Endpoint(Enum):
@@ -37,6 +53,9 @@ class Endpoint(Enum):
     CHAT = "/chat/completions"
     COMPLETIONS = "/completions"
     LINES = "/completions/stream"
+    FIM = "/beta/completions"
+    RESPONSES = "/responses"
+    MESSAGES = "/anthropic/v1/messages"
 
 
 class Question(NamedTuple):
@@ -51,6 +70,15 @@ class Question(NamedTuple):
     stream: bool
     include_usage: bool
     user_id: str
+    n: int = 1
+    """Choices."""
+    wish: Wish = PLAIN
+    thinks: bool = False
+    logprobs: int | None = None
+    """How many alternatives to list for each token; None: no log probabilities."""
+    repeats: bytes = b""
+    """What the answer repeats of the request, as JSON text: completions their prompt (`echo`), responses
+    the members of the request."""
 
 
 class Refusal(NamedTuple):
@@ -67,58 +95,166 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
+class _Function(msgspec.Struct):
+    name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    parameters: dict[str, Any] | None = None
+    description: str | None = None
+
+
+class _Tool(msgspec.Struct):
+    type: Literal["function"]
+    function: _Function
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _NamedChoice(msgspec.Struct):
+    type: Literal["function"]
+    function: _Named
+
+
+class _Called(msgspec.Struct):
+    id: str
+
+
 class _Message(msgspec.Struct):
-    role: str
+    role: Literal["system", "developer", "user", "assistant", "tool", "latest_reminder"]
     content: str | list[dict[str, Any]] | None = None
+    reasoning_content: str | UnsetType | None = UNSET
+    tool_calls: list[_Called] | None = None
+    tool_call_id: str | None = None
 
 
-_Limit = Annotated[int, Meta(ge=1, le=393_216)]
+class _JsonSchema(msgspec.Struct):
+    schema: dict[str, Any] = {}
+
+
+class _ResponseFormat(msgspec.Struct):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+
+
+class Thinking(msgspec.Struct):
+    """Whether the model is to think."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 
 
 class _Body(msgspec.Struct, kw_only=True):
     model: str
-    max_tokens: _Limit | None = None
-    max_completion_tokens: _Limit | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
     user_id: str | None = None
 
 
 class _ChatBody(_Body, kw_only=True):
     messages: Annotated[list[_Message], Meta(min_length=1)]
+    tools: Annotated[list[_Tool], Meta(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | _NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: _ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    thinking: Thinking | None = None
+    reasoning_effort: Effort | None = None
 
 
 class _CompletionBody(_Body, kw_only=True):
     prompt: str | Annotated[list[str | int], Meta(min_length=1)]
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
 
 
 _read_chat = msgspec.json.Decoder(_ChatBody).decode
 _read_completion = msgspec.json.Decoder(_CompletionBody).decode
 
 
+class Unfit(Exception):  # noqa: N818 - the mistake is the client's: it becomes a Refusal
+    """A request that is well formed, and cannot be answered.
+
+    Args:
+        message: in the provider's words.
+    """
+
+
 def read(endpoint: Endpoint, body: bytes) -> Question | Refusal:
-    """Understand a request's body: 400 for what is not JSON, 422 for what is not a question."""
+    """Understand a chat or completion request: 400 for no JSON or bad values, 422 for what is no question."""
+    return refusing(lambda: _chat(body) if endpoint is Endpoint.CHAT else _completion(endpoint, body))
+
+
+def refusing(reader: Callable[[], Question]) -> Question | Refusal:
+    """Turn the ways in which reading fails into refusals."""
     try:
-        if endpoint is Endpoint.CHAT:
-            chat = _read_chat(body)
-            text = "\n".join(map(_text_of, chat.messages))
-            return _question(endpoint, chat, text, _count(text))
-        completion = _read_completion(body)
+        return reader()
     except msgspec.ValidationError as error:
         return Refusal(422, f"Failed to deserialize the JSON body into the target type: {error}")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return Refusal(400, f"The body is not valid JSON: {error}")
+    except Unfit as unfit:
+        return Refusal(400, str(unfit))
+
+
+def _chat(body: bytes) -> Question:
+    chat = _read_chat(body)
+    share = thinking_share(chat.model, chat.thinking, chat.reasoning_effort)
+    _check_ranges(chat)
+    _check_turns(chat.messages, thinks=share > 0)
+    text = "\n".join(map(_text_of, chat.messages))
+    if chat.tools:
+        text = f"{_encode(chat.tools).decode()}\n{text}"
+    wish = PLAIN
+    if share or chat.tools or chat.response_format or chat.stop is not None or chat.tool_choice:
+        wish = _chat_wish(chat, share, text)
+    alternatives = None
+    if chat.logprobs:
+        alternatives = chat.top_logprobs or 0
+    elif chat.top_logprobs is not None:
+        raise Unfit("`logprobs` must be set to true when `top_logprobs` is set")
+    check("top_logprobs", chat.top_logprobs, 0, 20)
+    return _question(
+        Endpoint.CHAT, chat, text, count_tokens(text), wish=wish, thinks=share > 0, alternatives=alternatives
+    )
+
+
+def _completion(endpoint: Endpoint, body: bytes) -> Question:
+    completion = _read_completion(body)
+    _check_ranges(completion)
+    check("logprobs", completion.logprobs, 0, 20)
     prompt = completion.prompt
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        prompt = prompt[0]
     if isinstance(prompt, str):
-        return _question(endpoint, completion, prompt, _count(prompt))
-    if all(isinstance(token, int) for token in prompt):
-        return _question(endpoint, completion, repr(prompt), len(prompt))
-    if len(prompt) == 1:
-        text = str(prompt[0])
-        return _question(endpoint, completion, text, _count(text))
-    return Refusal(422, "`prompt` must be one text, or the token ids of one text")
+        text = f"{prompt}\n{completion.suffix}" if completion.suffix else prompt
+        tokens, repeated = count_tokens(text), prompt
+    elif all(isinstance(token, int) for token in prompt):
+        text, tokens, repeated = repr(prompt), len(prompt), ""
+    else:
+        raise Unfit("`prompt` must be one text, or the token ids of one text")
+    if completion.echo and completion.suffix:
+        raise Unfit("`echo` cannot be used with `suffix`")
+    return _question(
+        endpoint,
+        completion,
+        text,
+        tokens,
+        wish=PLAIN if completion.stop is None else Wish(stop=stops(completion.stop)),
+        alternatives=completion.logprobs,
+        repeats=escaped(repeated) if completion.echo else b"",
+    )
 
 
 def _text_of(message: _Message) -> str:
@@ -127,11 +263,22 @@ def _text_of(message: _Message) -> str:
     return "".join(str(part.get("text", "")) for part in message.content or ())
 
 
-def _count(text: str) -> int:
+def count_tokens(text: str) -> int:
+    """How many tokens a text has, by the rule of thumb."""
     return max(1, math.ceil(len(text) / _CHARACTERS_PER_TOKEN))
 
 
-def _question(endpoint: Endpoint, body: _Body, text: str, prompt_tokens: int) -> Question:
+def _question(
+    endpoint: Endpoint,
+    body: _Body,
+    text: str,
+    prompt_tokens: int,
+    *,
+    wish: Wish,
+    alternatives: int | None,
+    thinks: bool = False,
+    repeats: bytes = b"",
+) -> Question:
     options = body.stream_options
     return Question(
         endpoint=endpoint,
@@ -142,7 +289,170 @@ def _question(endpoint: Endpoint, body: _Body, text: str, prompt_tokens: int) ->
         stream=bool(body.stream) or endpoint is Endpoint.LINES,
         include_usage=options is not None and options.include_usage,
         user_id=body.user_id or "",
+        n=body.n or 1,
+        wish=wish,
+        thinks=thinks,
+        logprobs=alternatives,
+        repeats=repeats,
     )
+
+
+def _chat_wish(chat: _ChatBody, share: float, text: str) -> Wish:
+    form = chat.response_format
+    json = form is not None and form.type != "text"
+    if form is not None and form.type == "json_object" and "json" not in text.lower():
+        raise Unfit(
+            "Prompt must contain the word 'json' in some form to use 'response_format' of type 'json_object'."
+        )
+    choice = chat.tool_choice
+    named = choice.function.name if isinstance(choice, _NamedChoice) else None
+    tools = [Tool(tool.function.name, _encode(tool.function.parameters or {})) for tool in chat.tools or ()]
+    return Wish(
+        thinking=share,
+        calls=called(
+            tools,
+            "named" if named is not None else str(choice or "auto"),
+            named=named,
+            every=bool(chat.parallel_tool_calls),
+            answered=chat.messages[-1].role == "tool",
+            thinks=share > 0,
+        ),
+        json=json,
+        schema=_encode(form.json_schema.schema) if json and form is not None and form.json_schema else None,
+        stop=stops(chat.stop),
+    )
+
+
+def called(
+    tools: Sequence[Tool], choice: str, *, named: str | None, every: bool, answered: bool, thinks: bool
+) -> tuple[Tool, ...]:
+    """Which tools an answer calls.
+
+    Args:
+        tools: those on offer.
+        choice: `none`, `auto` (calls, unless tools have just answered), `required` or `named`.
+        named: the one to call.
+        every: each tool once, rather than the first.
+        answered: the newest turn is a tool's answer.
+        thinks: the model thinks before it answers.
+
+    Raises:
+        Unfit: the choice makes no sense.
+    """
+    if choice in {"required", "named"}:
+        if thinks:
+            raise Unfit("Thinking mode does not support this tool_choice")
+        if not tools:
+            raise Unfit("'tool_choice' is only allowed when 'tools' are specified.")
+    if choice == "named":
+        found = tuple(tool for tool in tools if tool.name == named)
+        if not found:
+            raise Unfit(f"Tool choice '{named}' not found in 'tools' parameter.")
+        return found[:1]
+    if choice == "none" or (choice == "auto" and answered):
+        return ()
+    return tuple(tools) if every else tuple(tools[:1])
+
+
+def thinking_share(model: str, thinking: Thinking | None, effort: str | None) -> float:
+    """The share of an answer that is reasoning: the model's default, unless the request says."""
+    if thinking is not None and thinking.type == "disabled":
+        return 0.0
+    if thinking is None and effort is None and not model.startswith(_THINKERS):
+        return 0.0
+    return _EFFORTS[effort or "high"]
+
+
+def stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    """The stop sequences.
+
+    Raises:
+        Unfit: there are too many, or empty ones.
+    """
+    listed = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(listed) > 16 or "" in listed:
+        raise Unfit("Invalid stop value, it must be up to 16 sequences that are not empty")
+    return listed
+
+
+def check_model(model: str) -> None:
+    """Refuse names that are no longer served, as DeepSeek words it.
+
+    Raises:
+        Unfit: this one is not.
+    """
+    if model in _RETIRED:
+        raise Unfit(
+            f"The supported API model names are deepseek-v4-pro or deepseek-flash, but you passed {model}."
+        )
+
+
+def check(name: str, value: float | None, least: float, most: float, *, above: bool = False) -> None:
+    """Refuse a number out of its range, as DeepSeek words it.
+
+    Raises:
+        Unfit: it is.
+    """
+    if value is None or (least <= value <= most and not (above and value == least)):
+        return
+    raise Unfit(f"Invalid {name} value, the valid range of {name} is {'(' if above else '['}{least}, {most}]")
+
+
+def check_user(user_id: str | None) -> None:
+    """Refuse a name that is too long.
+
+    Raises:
+        Unfit: it is.
+    """
+    if user_id is not None and len(user_id.encode()) > _USER_ID_BYTES:
+        raise Unfit(f"Invalid user_id value, it must have up to {_USER_ID_BYTES} bytes")
+
+
+_RANGES = (
+    ("max_tokens", 1, MAX_TOKENS),
+    ("max_completion_tokens", 1, MAX_TOKENS),
+    ("temperature", 0, 2.0),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("n", 1, 128),
+)
+
+
+def _check_ranges(body: _Body) -> None:
+    """Refuse what chat and completions both refuse.
+
+    Raises:
+        Unfit: something is out of its range.
+    """
+    check_model(body.model)
+    for name, least, most in _RANGES:
+        if getattr(body, name) is not None:
+            check(name, getattr(body, name), least, most)
+    check("top_p", body.top_p, 0, 1.0, above=True)
+    check_user(body.user_id)
+
+
+def _check_turns(messages: Sequence[_Message], *, thinks: bool) -> None:
+    waiting: set[str] = set()
+    for message in messages:
+        if message.role == "tool":
+            if message.tool_call_id not in waiting:
+                raise Unfit(
+                    "Messages with role 'tool' must be a response to a preceding message with 'tool_calls'"
+                )
+            waiting.discard(message.tool_call_id)
+            continue
+        if waiting:
+            break
+        if message.tool_calls:
+            if thinks and message.reasoning_content is UNSET:
+                raise Unfit("The `reasoning_content` in the thinking mode must be passed back to the API.")
+            waiting = {call.id for call in message.tool_calls}
+    if waiting:
+        raise Unfit(
+            "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
+            "'tool_call_id'. (insufficient tool messages following tool_calls message)"
+        )
 
 
 # -- answering --------------------------------------------------------------------------------------------
@@ -160,20 +470,43 @@ class _CachedTokens(msgspec.Struct):
     cached_tokens: int
 
 
-class _Usage(msgspec.Struct):
+class _ReasoningTokens(msgspec.Struct):
+    reasoning_tokens: int
+
+
+class _Usage(msgspec.Struct, omit_defaults=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_cache_hit_tokens: int
     prompt_cache_miss_tokens: int
     prompt_tokens_details: _CachedTokens
+    completion_tokens_details: _ReasoningTokens | None = None
+    """Only where the model thinks."""
 
 
 _encode = msgspec.json.Encoder().encode
 
 
+def compose(question: Question, *, request_id: str, default_tokens: int) -> tuple[Said, ...]:
+    """What the answer's choices say.
+
+    Args:
+        question: what was asked.
+        request_id: chooses the words.
+        default_tokens: how many tokens a choice has if the request sets no limit.
+    """
+    start = zlib.crc32(request_id.encode())
+    limit = question.max_tokens
+    return tuple(
+        say(question.wish, start=start + 11 * choice, limit=limit, default=default_tokens)
+        for choice in range(question.n)
+    )
+
+
 def answer(
     question: Question,
+    said: Sequence[Said],
     *,
     request_id: str,
     created: int,
@@ -185,16 +518,14 @@ def answer(
 
     Args:
         question: what was asked.
-        request_id: names the answer, and chooses its words.
+        said: what its choices say.
+        request_id: names the answer.
         created: Unix time in seconds.
         cached_tokens: how many of the prompt's tokens were found in the prefix cache.
-        token_offsets_ns: when each token is due, from the request's arrival; as many as the answer has.
+        token_offsets_ns: when each token is due, from the request's arrival: `generation.length(said)` of
+            them, as the choices are written side by side.
         fingerprint: the `system_fingerprint`.
     """
-    count = len(token_offsets_ns)
-    start = zlib.crc32(request_id.encode())
-    words = [_TOKENS[(start + i) % len(_TOKENS)] for i in range(count)]
-    finish = "stop" if question.max_tokens is None else "length"
     chat = question.endpoint is Endpoint.CHAT
     name = "chat.completion" if chat else "text_completion"
     if chat and question.stream:
@@ -203,54 +534,167 @@ def answer(
         ("chatcmpl-" if chat else "cmpl-") + request_id, name, created, question.model, fingerprint
     )
     head = _encode(identity)[:-1] + b',"choices":['
-    tail = b'],"usage":' + _encode(_usage(question.prompt_tokens, cached_tokens, count)) + b"}"
-    finish_json = b'"finish_reason":"' + finish.encode() + b'"}'
+    counts = [choice.tokens for choice in said]
+    count = sum(counts)
+    tail = b'],"usage":' + _encode(_usage(question, cached_tokens, count, said)) + b"}"
     if not question.stream:
-        text = b'"' + b"".join(words) + b'"'
-        content = b'"message":{"role":"assistant","content":' + text + b"}" if chat else b'"text":' + text
-        body = b"".join((head, b'{"index":0,', content, b',"logprobs":null,', finish_json, tail))
-        step = Step(token_offsets_ns[-1], body, Kind.BODY)
-        return Plan(200, _JSON, [step], completion_tokens=count, finish_reason=finish)
+        choices = b",".join(_whole(question, i, choice) for i, choice in enumerate(said))
+        last_ns = token_offsets_ns[max(0, max(counts) - 1)]
+        step = Step(last_ns, head + choices + tail, Kind.BODY)
+        return Plan(200, JSON, [step], completion_tokens=count, finish_reason=said[0].finish)
 
     framing = Framing.LINES if question.endpoint is Endpoint.LINES else Framing.SSE
     before, after = AROUND[framing]
-    open_ = before + head + (b'{"index":0,"delta":{"content":"' if chat else b'{"index":0,"text":"')
-    close = b'"}' if chat else b'"'
-    null = b',"logprobs":null,"finish_reason":null}]}' + after
-    if question.include_usage:
-        null = b',"logprobs":null,"finish_reason":null}],"usage":null}' + after
-    steps = [
-        Step(at_ns, b"".join((open_, word, close, null)), Kind.TOKEN)
-        for at_ns, word in zip(token_offsets_ns, words, strict=True)
-    ]
-    first_ns, last_ns = token_offsets_ns[0], token_offsets_ns[-1]
-    if chat:
-        role = before + head + b'{"index":0,"delta":{"role":"assistant","content":""}' + null
-        steps.insert(0, Step(first_ns, role, Kind.FRAME))
-    final = open_ + close + b',"logprobs":null,' + finish_json
-    if question.include_usage and framing is Framing.SSE:
-        steps.append(Step(last_ns, final + b'],"usage":null}' + after, Kind.FRAME))
-        steps.append(Step(last_ns, before + head + tail + after, Kind.FRAME))
+    apart = question.include_usage and framing is Framing.SSE
+    close = (b'],"usage":null}' if question.include_usage else b"]}") + after
+    steps = []
+    frame = _Frame(before + head, close, token_offsets_ns)
+    for i, choice in enumerate(said):
+        steps += _chat_steps(question, i, choice, frame) if chat else _text_steps(question, i, choice, frame)
+    if len(said) > 1:
+        # Choices are written side by side; what is due at once stays in the choices' order.
+        steps.sort(key=_due)
+    last = steps[-1]
+    if apart:
+        steps.append(Step(last.at_ns, before + head + tail + after, Kind.FRAME))
     else:
-        steps.append(Step(last_ns, final + tail + after, Kind.FRAME))
+        steps[-1] = last._replace(payload=last.payload.removesuffix(close) + tail + after)
     if framing is Framing.SSE:
-        steps.append(Step(last_ns, END_MARKER, Kind.FRAME))
-    headers = _LINES if framing is Framing.LINES else _SSE
-    return Plan(200, headers, steps, framing, completion_tokens=count, finish_reason=finish)
+        steps.append(Step(last.at_ns, END_MARKER, Kind.FRAME))
+    headers = LINES if framing is Framing.LINES else SSE
+    return Plan(200, headers, steps, framing, completion_tokens=count, finish_reason=said[0].finish)
 
 
-def _usage(prompt: int, cached: int, completion: int) -> _Usage:
-    return _Usage(prompt, completion, prompt + completion, cached, prompt - cached, _CachedTokens(cached))
+class _Frame(NamedTuple):
+    """What is around each event's choice, and when the events are due."""
+
+    open: bytes
+    close: bytes
+    due_ns: Sequence[int]
 
 
-_JSON: Headers = [("content-type", "application/json")]
-_SSE: Headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
-_LINES: Headers = [("content-type", "application/x-ndjson"), ("cache-control", "no-cache")]
+def call_id(question: Question, choice: int, call: int) -> str:
+    """What a tool call is called."""
+    return f"call_{choice:02}_{call:02}_{zlib.crc32(question.text.encode()):08x}"
+
+
+def _due(step: Step) -> int:
+    return step.at_ns
+
+
+def _whole(question: Question, index: int, said: Said) -> bytes:
+    """One choice of an answer that is not streamed."""
+    text = b"".join(said.content)
+    if question.endpoint is Endpoint.CHAT:
+        content = b'"message":{"role":"assistant","content":"' + text + b'"'
+        if question.thinks:
+            content += b',"reasoning_content":"' + b"".join(said.reasoning) + b'"'
+        if said.calls:
+            calls = (
+                _named(question, index, i, call.name, b"".join(call.arguments))
+                for i, call in enumerate(said.calls)
+            )
+            content += b',"tool_calls":[' + b",".join(calls) + b"]"
+        content += b"}"
+    else:
+        content = b'"text":"' + question.repeats + text + b'"'
+    offset = len(unescaped(question.repeats)) if question.repeats else 0
+    scores = _scores(question, said.content, said.reasoning, offset)
+    ending = b',"finish_reason":"' + said.finish.encode() + b'"}'
+    return b"".join((b'{"index":%d,' % index, content, b',"logprobs":', scores, ending))
+
+
+def _named(question: Question, index: int, call: int, name: str, arguments: bytes) -> bytes:
+    """A tool call with its id and its name."""
+    return b'{"index":%d,"id":"%b","type":"function","function":{"name":"%b","arguments":"%b"}}' % (
+        call,
+        call_id(question, index, call).encode(),
+        name.encode(),
+        arguments,
+    )
+
+
+def _scores(question: Question, content: Sequence[bytes], reasoning: Sequence[bytes], offset: int) -> bytes:
+    """The log probabilities of some tokens, if they are asked for."""
+    top = question.logprobs
+    if top is None:
+        return b"null"
+    if question.endpoint is not Endpoint.CHAT:
+        return logprobs.legacy(content, top, offset)
+    scores = b'{"content":' + (logprobs.chat(content, top) if content else b"null")
+    if question.thinks:
+        scores += b',"reasoning_content":' + (logprobs.chat(reasoning, top) if reasoning else b"null")
+    return scores + b"}"
+
+
+def _chat_steps(question: Question, index: int, said: Said, frame: _Frame) -> list[Step]:
+    """One choice of a chat stream, from its role to its finish reason."""
+    thinks, scored, due_ns = question.thinks, question.logprobs is not None, iter(frame.due_ns)
+    open_ = frame.open + b'{"index":%d,"delta":{' % index
+    null = b'},"logprobs":null,"finish_reason":null}' + frame.close
+    content_open = open_ + (b'"reasoning_content":null,"content":"' if thinks else b'"content":"')
+    reasoning_open = open_ + b'"content":null,"reasoning_content":"'
+    role = b'"role":"assistant",'
+    role += b'"content":null,"reasoning_content":""' if thinks else b'"content":""'
+    steps = [Step(frame.due_ns[0], open_ + role + null, Kind.FRAME)]
+    end = b'"' + null
+    for token in said.reasoning:
+        if scored:
+            end = _scored(b'"}', _scores(question, (), (token,), 0), frame)
+        steps.append(Step(next(due_ns), reasoning_open + token + end, Kind.TOKEN))
+    for token in said.content:
+        if scored:
+            end = _scored(b'"}', _scores(question, (token,), (), 0), frame)
+        steps.append(Step(next(due_ns), b"".join((content_open, token, end)), Kind.TOKEN))
+    for i, call in enumerate(said.calls):
+        opened = b'"tool_calls":[' + _named(question, index, i, call.name, b"") + b"]"
+        steps.append(Step(next(due_ns), open_ + opened + null, Kind.TOKEN))
+        for fragment in call.arguments:
+            part = b'"tool_calls":[{"index":%d,"function":{"arguments":"%b"}}]' % (i, fragment)
+            steps.append(Step(next(due_ns), open_ + part + null, Kind.TOKEN))
+    ending = b'"},"logprobs":null,"finish_reason":"' + said.finish.encode() + b'"}'
+    return [*steps, Step(steps[-1].at_ns, content_open + ending + frame.close, Kind.FRAME)]
+
+
+def _text_steps(question: Question, index: int, said: Said, frame: _Frame) -> list[Step]:
+    """One choice of a completion stream, up to its finish reason."""
+    open_ = frame.open + b'{"index":%d,"text":"' % index
+    end = b'","logprobs":null,"finish_reason":null}' + frame.close
+    steps = []
+    characters = 0
+    if question.repeats:
+        steps.append(Step(frame.due_ns[0], open_ + question.repeats + end, Kind.FRAME))
+        characters = len(unescaped(question.repeats))
+    for at_ns, token in zip(frame.due_ns, said.content, strict=False):
+        if question.logprobs is not None:
+            end = _scored(b'"', _scores(question, (token,), (), characters), frame)
+            characters += len(unescaped(token))
+        steps.append(Step(at_ns, b"".join((open_, token, end)), Kind.TOKEN))
+    ending = b'","logprobs":null,"finish_reason":"' + said.finish.encode() + b'"}'
+    last_ns = steps[-1].at_ns if steps else frame.due_ns[0]
+    return [*steps, Step(last_ns, open_ + ending + frame.close, Kind.FRAME)]
+
+
+def _scored(end: bytes, scores: bytes, frame: _Frame) -> bytes:
+    return b"".join((end, b',"logprobs":', scores, b',"finish_reason":null}', frame.close))
+
+
+def _usage(question: Question, cached: int, completion: int, said: Sequence[Said]) -> _Usage:
+    prompt = question.prompt_tokens
+    usage = _Usage(prompt, completion, prompt + completion, cached, prompt - cached, _CachedTokens(cached))
+    if question.thinks:
+        usage.completion_tokens_details = _ReasoningTokens(sum(len(choice.reasoning) for choice in said))
+    return usage
+
+
+JSON: Headers = [("content-type", "application/json")]
+SSE: Headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
+LINES: Headers = [("content-type", "application/x-ndjson"), ("cache-control", "no-cache")]
 
 
 def json_plan(value: object, *, status: int = 200, headers: Sequence[tuple[str, str]] = ()) -> Plan:
     """A plain JSON answer, due at once."""
-    return Plan(status, [*_JSON, *headers], [Step(0, _encode(value), Kind.BODY)])
+    return Plan(status, [*JSON, *headers], [Step(0, _encode(value), Kind.BODY)])
 
 
 def models(names: Sequence[str]) -> Plan:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 import uuid
+from typing import cast
 from urllib.parse import parse_qs
 
 import msgspec
 from granian._granian import RSGIHTTPProtocol as HTTPProtocol
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
+from granian._granian import RSGIWebsocketProtocol as WebsocketProtocol
 from granian.rsgi import Scope
 
 from harness.errors import ConfigError
-from harness.mock import api, faults
+from harness.mock import api, dialects, faults, flavours, openapi, script
 from harness.mock.cache import PrefixCache
+from harness.mock.drive import Drive, gated
+from harness.mock.endpoints import MAKERS, Endpoints, origin
+from harness.mock.engine import Engine, Job
+from harness.mock.generation import length
 from harness.mock.latency import Profile, token_offsets_ns
+from harness.mock.limits import Buckets, Limits
+from harness.mock.media import Asked, Make
+from harness.mock.metrics import Now
 from harness.mock.pacer import Pacer, now_ns
 from harness.mock.plan import Kind, Plan, Step
 from harness.mock.playback import Playback
@@ -30,14 +40,22 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     """How the mock answers."""
 
     profile: Profile
-    rules: tuple[faults.Rule, ...] = ()
+    rules: tuple[script.Rule, ...] = ()
+    limits: Limits | None = None
     seed: int = 0
     api_key: str | None = None
     """The only bearer key accepted; None accepts requests with any key or none."""
     models: tuple[str, ...] = ("deepseek-flash", "deepseek-v4-pro")
     """What `/models` lists; requests may name any model."""
+    tls: bool = False
     truth_requests: int = 200_000
     """Requests kept in memory."""
+    batch_window_s: float = 86_400
+    """How long a batch may take."""
+    batch_stage_s: float = 0.05
+    """How long a batch is validating, finalizing or cancelling."""
+    task_slots: int = 8
+    """How many tasks run at a time."""
 
 
 class Mock:
@@ -51,19 +69,40 @@ class Mock:
         self.log = Log(requests=options.truth_requests)
         self.in_flight: set[Playback] = set()
         self._options = options
-        self._cache = PrefixCache()
+        self._cache = _cache(options.profile)
         self._fingerprint = f"fp_mock_{options.profile.name}"
         self._number = 0
+        self.first_ns: int | None = None
+        """When the first request came: zero of the script's clock."""
+        self._buckets = None if options.limits is None else Buckets(options.limits)
         self._generating = {endpoint.value: endpoint for endpoint in api.Endpoint}
+        self._generating["/beta/chat/completions"] = api.Endpoint.CHAT
         self._reading = {"/models": self._models, "/health": self._health, "/__truth": self._truth}
+        self._reading |= {"/metrics": self._metrics, "/openapi.json": self._openapi}
         self._pacer: Pacer
+        self._drive: Drive | None = None
+        self.endpoints = Endpoints(
+            self.__rsgi__,
+            api_key=options.api_key,
+            log=self.log,
+            batch_window_s=options.batch_window_s,
+            batch_stage_s=options.batch_stage_s,
+            task_slots=options.task_slots,
+        )
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Called by granian before the first request."""
         self._pacer = Pacer(loop)
+        settings = self._options.profile.engine
+        if settings is not None:
+            self._drive = Drive(Engine(settings, seed=self._options.seed), self._pacer)
 
     async def __rsgi__(self, scope: Scope, proto: HTTPProtocol) -> None:
         """Serve one request."""
+        if scope.proto == "ws":
+            await self.endpoints.realtime(scope, cast("WebsocketProtocol", proto))
+            return
+        head_ns = now_ns()
         try:
             body = await proto()
         except ProtocolClosed:
@@ -71,14 +110,31 @@ class Mock:
         arrived_ns = now_ns()
         path = scope.path.removeprefix("/v1")
         endpoint = self._generating.get(path)
-        if endpoint is None or scope.method != "POST":
-            _respond(proto, self._control(scope, path))
+        make = MAKERS.get(path)
+        if (endpoint is None and make is None) or scope.method != "POST":
+            _respond(proto, self._control(scope, path, body))
+            return
+        task = self.endpoints.task(scope, body, endpoint)
+        if task is not None:
+            _respond(proto, task)
             return
         headers = scope.headers
         request_id = headers.get("x-request-id") or uuid.uuid4().hex
         self._number += 1
         entry = Entry(request_id, self._number, scope.path, scope.http_version, arrived_ns)
-        plan = self._plan(endpoint, body, entry, headers.get("authorization"), headers.get("x-mock-fault"))
+        entry.head_ns = head_ns
+        entry.traceparent = headers.get("traceparent") or ""
+        if self.first_ns is None:
+            self.first_ns = arrived_ns
+        key = headers.get("authorization")
+        if key is None and (named := headers.get("x-api-key")) is not None:
+            key = f"Bearer {named}"  # Anthropic's way to say it.
+        fault = headers.get("x-mock-fault")
+        if endpoint is not None:
+            plan = self._plan(endpoint, body, entry, key, fault)
+        else:
+            asked = self._asked(scope, body, entry)
+            plan = self._made(MAKERS[path], asked, entry, key, fault)
         plan = plan._replace(headers=[*plan.headers, ("x-request-id", request_id)])
         await self._play(plan, entry, proto, scope.client)
 
@@ -88,25 +144,79 @@ class Mock:
         options = self._options
         if options.api_key is not None and authorization != f"Bearer {options.api_key}":
             return api.refusal(401)
-        question = api.read(endpoint, body)
+        question = dialects.read(endpoint, body)
         if isinstance(question, api.Refusal):
             return api.refusal(question.status, question.message)
-        tokens = question.max_tokens or options.profile.output_tokens
+        said = api.compose(
+            question, request_id=entry.request_id, default_tokens=options.profile.output_tokens
+        )
+        tokens = length(said)
+        refused, limit_headers = self._limited(entry, authorization, question.prompt_tokens + tokens)
+        if refused is not None:
+            return refused
         cached = self._cache.match(question.text, question.prompt_tokens, user_id=question.user_id)
-        plan = api.answer(
+        offsets_ns = token_offsets_ns(
+            options.profile, seed=options.seed, request_id=entry.request_id, tokens=tokens
+        )
+        plan = dialects.answer(
             question,
+            said,
             request_id=entry.request_id,
             created=int(time.time()),
             cached_tokens=cached,
-            token_offsets_ns=token_offsets_ns(
-                options.profile, seed=options.seed, request_id=entry.request_id, tokens=tokens
-            ),
+            token_offsets_ns=offsets_ns,
             fingerprint=self._fingerprint,
         )
         entry.model = question.model
         entry.stream = question.stream
         entry.prompt_tokens = question.prompt_tokens
         entry.cached_tokens = cached
+        if limit_headers:
+            plan = plan._replace(headers=[*plan.headers, *limit_headers])
+        if self._drive is None:
+            entry.prefill_end_ns = entry.arrived_ns + offsets_ns[0]
+            return self._with_fault(plan, entry, fault)
+        # Choices are generated side by side, as sequences of one batch would be.
+        generated = max(1, *(choice.tokens for choice in said))
+        plan = self._with_fault(gated(plan, generated), entry, fault)
+        return self._queued(plan, Job(entry.number, question.prompt_tokens, generated, cached), entry)
+
+    def _queued(self, plan: Plan, job: Job, entry: Entry) -> Plan:
+        """The plan, its job handed to the engine if any of it awaits tokens; or the engine's refusal."""
+        if self._drive is None or not any(step.awaits for step in plan.steps):
+            return plan
+        refused = self._drive.arrive(job)
+        if refused is None:
+            entry.queued_ns = entry.arrived_ns
+            return plan
+        entry.fault = ""
+        return api.refusal(refused.status, refused.reason)
+
+    def _asked(self, scope: Scope, body: bytes, entry: Entry) -> Asked:
+        options = self._options
+        return Asked(
+            body=body,
+            content_type=scope.headers.get("content-type") or "",
+            origin=origin(scope),
+            created=int(time.time()),
+            due=lambda tokens: token_offsets_ns(
+                options.profile, seed=options.seed, request_id=entry.request_id, tokens=tokens
+            ),
+        )
+
+    def _made(self, make: Make, asked: Asked, entry: Entry, key: str | None, fault: str | None) -> Plan:
+        """The answer of an endpoint beside chat."""
+        if self._options.api_key is not None and key != f"Bearer {self._options.api_key}":
+            return api.refusal(401)
+        made = make(asked)
+        if isinstance(made, api.Refusal):
+            return api.refusal(made.status, made.message)
+        tokens = made.prompt_tokens + made.plan.completion_tokens
+        refused, limit_headers = self._limited(entry, key, tokens)
+        if refused is not None:
+            return refused
+        entry.model, entry.stream, entry.prompt_tokens = made.model, made.stream, made.prompt_tokens
+        plan = made.plan._replace(headers=[*made.plan.headers, *limit_headers])
         return self._with_fault(plan, entry, fault)
 
     def _with_fault(self, plan: Plan, entry: Entry, spelling: str | None) -> Plan:
@@ -114,26 +224,64 @@ class Mock:
         options = self._options
         if spelling is not None:
             try:
-                faulty = faults.apply(faults.parse(spelling, "x-mock-fault"), plan)
+                faulty = self._broken(faults.parse(spelling, "x-mock-fault"), plan, entry)
             except ConfigError as error:
                 return api.refusal(400, str(error))
             if faulty is None:
-                return api.refusal(400, f"x-mock-fault: {spelling} is for streams, this answer is not one")
+                return api.refusal(
+                    400, f"x-mock-fault: {spelling} is not for this answer (docs/mock.md says for which)"
+                )
             entry.fault = spelling
             return faulty
-        rule = faults.choose(
-            options.rules, seed=options.seed, request_id=entry.request_id, number=entry.number
+        if not options.rules:
+            return plan
+        elapsed_s = self.elapsed_s()
+        rule = script.choose(
+            options.rules,
+            seed=options.seed,
+            request_id=entry.request_id,
+            number=entry.number,
+            elapsed_s=elapsed_s,
         )
         if rule is None:
             return plan
-        faulty = faults.apply(rule.fault, plan)
+        faulty = self._broken(rule.fault, plan, entry, left_s=rule.left_s(elapsed_s))
         if faulty is None:
             return plan
         entry.fault = rule.spelling
         return faulty
 
+    def elapsed_s(self) -> float:
+        """The script's clock: seconds since the first request; 0 before it."""
+        return 0.0 if self.first_ns is None else (now_ns() - self.first_ns) / 1e9
+
+    def _broken(self, fault: faults.Fault, plan: Plan, entry: Entry, *, left_s: float = 0.0) -> Plan | None:
+        faulty = faults.apply(fault, plan, faults.Moment(time.time(), left_s))
+        if faulty is None or faulty.mangling is None:
+            return faulty
+        # Only here are the bytes on the socket the ones that HTTP means.
+        return faulty if entry.protocol == "1.1" and not self._options.tls else None
+
+    def _limited(self, entry: Entry, key: str | None, tokens: int) -> tuple[Plan | None, api.Headers]:
+        """The refusal of a request beyond its key's limits, and else the headers that tell the limits."""
+        if self._buckets is None or self._options.limits is None:
+            return None, []
+        grant = self._buckets.take(key or "", tokens=tokens, now_s=entry.arrived_ns / 1e9)
+        if not grant.wait_s:
+            return None, grant.headers
+        wait = flavours.retry_after(math.ceil(grant.wait_s), wall_s=None)
+        return flavours.refusal(self._options.limits.flavour, 429, headers=[wait, *grant.headers]), []
+
     async def _play(self, plan: Plan, entry: Entry, proto: HTTPProtocol, client: str) -> None:
-        playback = Playback(plan, entry, proto, client=client, pacer=self._pacer, log=self.log)
+        playback = Playback(
+            plan,
+            entry,
+            proto,
+            client=client,
+            pacer=self._pacer,
+            log=self.log,
+            drive=None if entry.queued_ns is None else self._drive,
+        )
         if not playback.ended:
             self.in_flight.add(playback)
             playback.done = asyncio.get_running_loop().create_future()
@@ -141,21 +289,32 @@ class Mock:
             gone.add_done_callback(lambda _: playback.stop("client_gone"))
             await playback.done
             self.in_flight.discard(playback)
-        if plan.status is None:
+        if plan.status is None or plan.mangling is not None:
             # Nobody is there to read it: the library merely wants to be answered.
             proto.response_empty(500, [])
 
     # -- everything that is not an answer ----------------------------------------------------------------
 
-    def _control(self, scope: Scope, path: str) -> Plan:
-        if path in self._generating:
+    def _control(self, scope: Scope, path: str, body: bytes) -> Plan:
+        if path in self._generating or path in MAKERS:
             return api.refusal(405, headers=[("allow", "POST")])
         surface = self._reading.get(path)
         if surface is None:
-            return api.refusal(404, f"Not Found: {scope.path}")
+            found = self.endpoints.answer(scope, path, body)
+            return found or api.refusal(404, f"Not Found: {scope.path}")
         if scope.method != "GET":
             return api.refusal(405, headers=[("allow", "GET")])
         return surface(scope)
+
+    def _metrics(self, _scope: Scope) -> Plan:
+        now = Now(running=len(self.in_flight))
+        if self._drive is not None:
+            engine = self._drive.engine
+            now = Now(engine.running, engine.waiting, engine.kv_usage)
+        return self.endpoints.metrics(now, self._options.models)
+
+    def _openapi(self, _scope: Scope) -> Plan:
+        return api.json_plan(openapi.document())
 
     def _models(self, scope: Scope) -> Plan:
         key = self._options.api_key
@@ -172,6 +331,7 @@ class Mock:
                 "profile": options.profile.name,
                 "seed": options.seed,
                 "in_flight": len(self.in_flight),
+                "script_s": self.elapsed_s(),
                 "truth_next": self.log.next,
                 "clock": self.log.clock,
             }
@@ -193,3 +353,10 @@ class Mock:
 def _respond(proto: HTTPProtocol, plan: Plan) -> None:
     assert plan.status is not None
     proto.response_bytes(plan.status, plan.headers, plan.steps[0].payload)
+
+
+def _cache(profile: Profile) -> PrefixCache:
+    engine = profile.engine
+    if engine is None:
+        return PrefixCache()
+    return PrefixCache(engine.prefix_tokens // engine.prefix_unit, engine.prefix_unit)

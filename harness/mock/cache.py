@@ -13,21 +13,24 @@ class PrefixCache:
 
     Args:
         capacity: how many units are kept.
+        unit_tokens: the size of a unit.
     """
 
-    def __init__(self, capacity: int = 100_000) -> None:
+    def __init__(self, capacity: int = 100_000, unit_tokens: int = UNIT_TOKENS) -> None:
+        self._unit_tokens = unit_tokens
         self._capacity = capacity
         self._seen: OrderedDict[int, None] = OrderedDict()
 
     def match(self, text: str, tokens: int, *, user_id: str = "") -> int:
         """Tokens of the prompt that were cached: whole units from its start. The prompt is then cached."""
-        width = max(1, len(text) * UNIT_TOKENS // tokens)
+        unit_tokens = self._unit_tokens
+        width = max(1, len(text) * unit_tokens // tokens)
         cached, missed = 0, False
         key = hash(user_id)
-        for unit in range(tokens // UNIT_TOKENS):
+        for unit in range(tokens // unit_tokens):
             key = hash((key, text[unit * width : (unit + 1) * width]))
             missed = missed or key not in self._seen
-            cached += 0 if missed else UNIT_TOKENS
+            cached += 0 if missed else unit_tokens
             self._seen[key] = None
             self._seen.move_to_end(key)
         while len(self._seen) > self._capacity:

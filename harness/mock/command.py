@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 
 import click
+import msgspec
 
 from harness.errors import ConfigError
-from harness.mock.faults import load_rules
 from harness.mock.latency import built_in_profiles, load_profile
+from harness.mock.script import Script, load_script
 
 
 @click.command()
@@ -31,11 +30,19 @@ from harness.mock.latency import built_in_profiles, load_profile
     show_envvar=True,
     help="The only bearer key accepted. Default: any, or none.",
 )
-@click.option("--certificate", type=click.Path(path_type=Path), help="TLS: certificate chain (PEM).")
+@click.option(
+    "--certificate",
+    type=click.Path(path_type=Path),
+    help="TLS: certificate chain (PEM); `expired` or `self-signed`: made on the spot, without --key.",
+)
 @click.option("--key", type=click.Path(path_type=Path), help="TLS: its private key (PEM).")
 @click.option("--truth", type=click.Path(path_type=Path), help="Write the truth log here at the end (JSONL).")
+@click.option("--spans", type=click.Path(path_type=Path), help="Write SERVER spans here (OTLP JSON lines).")
 @click.option("--truth-requests", default=200_000, show_default=True, type=click.IntRange(1))
 @click.option("--drain", default=10.0, show_default=True, help="Seconds for open answers after SIGTERM.")
+@click.option("--batch-window", default=86_400.0, show_default=True, help="Seconds that a batch may take.")
+@click.option("--batch-stage", default=0.05, show_default=True, help="Seconds of validating, finalizing, …")
+@click.option("--task-slots", default=8, show_default=True, type=click.IntRange(1), help="Tasks at a time.")
 @click.option("--die-with-parent", is_flag=True, help="Stop when the process that started this one is gone.")
 @click.option("--print-url", is_flag=True, help="Print the bare URL when listening, instead of JSON.")
 def mock(  # noqa: PLR0917 - click calls it by name
@@ -48,8 +55,12 @@ def mock(  # noqa: PLR0917 - click calls it by name
     certificate: Path | None,
     key: Path | None,
     truth: Path | None,
+    spans: Path | None,
     truth_requests: int,
     drain: float,
+    batch_window: float,
+    batch_stage: float,
+    task_slots: int,
     die_with_parent: bool,
     print_url: bool,
 ) -> None:
@@ -62,12 +73,18 @@ def mock(  # noqa: PLR0917 - click calls it by name
     from harness.mock.server import Options, serve  # noqa: PLC0415 - see above
 
     try:
+        script = Script() if faults is None else load_script(faults)
         behaviour = Behaviour(
             profile=load_profile(profile),
-            rules=() if faults is None else load_rules(faults),
+            rules=script.rules,
+            limits=script.limits,
+            tls=certificate is not None,
             seed=seed,
             api_key=api_key,
             truth_requests=truth_requests,
+            batch_window_s=batch_window,
+            batch_stage_s=batch_stage,
+            task_slots=task_slots,
         )
         options = Options(
             behaviour=behaviour,
@@ -76,12 +93,13 @@ def mock(  # noqa: PLR0917 - click calls it by name
             certificate=certificate,
             key=key,
             truth_file=truth,
+            spans_file=spans,
             drain_s=drain,
             die_with_parent=die_with_parent,
         )
         serve(
             options,
-            lambda url: click.echo(url if print_url else json.dumps({"url": url, "pid": os.getpid()})),
+            lambda told: click.echo(told.url if print_url else msgspec.json.encode(told)),
         )
     except ConfigError as error:
         click.echo(f"harness mock: {error}", err=True)

@@ -1,4 +1,6 @@
-"""How long an answer takes: seeded draws from a profile of two distributions.
+"""How long an answer takes: a profile, of two distributions or of an engine under load (mock/engine.py).
+
+Seeded draws from the distributions:
 
     token i is due at   ttft + itl_1 + … + itl_i      (i = 0 … n-1, from the request's arrival)
 
@@ -11,9 +13,11 @@ from __future__ import annotations
 import math
 import random
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -55,16 +59,66 @@ class LogNormal(
     sigma: Annotated[float, Meta(ge=0, le=5)]
 
 
-Distribution = Fixed | Uniform | LogNormal
+class Quantiles(
+    msgspec.Struct, frozen=True, tag_field="distribution", tag="quantiles", forbid_unknown_fields=True
+):
+    """By points of its cumulative distribution, straight lines between them."""
+
+    points: Annotated[list[tuple[Annotated[float, Meta(ge=0, le=1)], Seconds]], Meta(min_length=2)]
+    """Share and duration, both rising, from the share 0 to the share 1."""
+
+
+Distribution = Fixed | Uniform | LogNormal | Quantiles
+
+
+_Positive = Annotated[int, Meta(ge=1)]
+
+
+class StepTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a step of an engine takes, as a sum of shares (mock/engine.py)."""
+
+    base_s: Seconds = msgspec.field(name="base", default=Seconds(0))
+    sequence_s: Seconds = msgspec.field(name="sequence", default=Seconds(0))
+    """For each sequence that decodes."""
+    kv_token_s: Seconds = msgspec.field(name="kv_token", default=Seconds(0))
+    """For each token in the KV cache of the step's sequences."""
+    prefill_token_s: Seconds = msgspec.field(name="prefill_token", default=Seconds(0))
+    """For each prompt token that the step computes."""
+
+
+class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A server whose latency comes from its load: the `engine` section of a profile."""
+
+    step: StepTime
+    jitter: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    """Sigma of the log-normal factor, of mean 1, on each step's time."""
+    batch: _Positive = 256
+    """Most sequences at a time."""
+    step_tokens: _Positive = 2048
+    """Most tokens in a step, decoded or of prompts: longer prompts are computed in chunks."""
+    kv_blocks: _Positive | None = None
+    """None: no limit."""
+    block_tokens: _Positive = 16
+    queue: Annotated[int, Meta(ge=0)] | None = None
+    """Most requests that wait; None: no limit."""
+    queue_status: Literal[429, 503] = 503
+    """What a request beyond the queue gets."""
+    concurrency: _Positive | None = None
+    """Most requests in flight, running or waiting, for the whole account; beyond it 429."""
+    prefix_unit: _Positive = 64
+    """Tokens: the prefix cache finds whole units."""
+    prefix_tokens: Annotated[int, Meta(ge=0)] = 6_400_000
+    """Capacity of the prefix cache; 0: there is none."""
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How fast the mock answers."""
 
     ttft: Distribution
-    """From the request's arrival to its first token."""
+    """From the request's arrival to its first token; with an engine, on top of its times (0 by default)."""
     itl: Distribution
-    """Each gap between two tokens, drawn anew."""
+    """Each gap between two tokens, drawn anew; with an engine, on top of its times (0 by default)."""
+    engine: Engine | None = None
     output_tokens: Annotated[int, Meta(ge=1, le=393_216)] = 64
     """Length of an answer whose request sets no limit."""
     description: str = ""
@@ -100,6 +154,11 @@ def draw_s(distribution: Distribution, rng: random.Random) -> float:
             return rng.uniform(low_s, high_s)
         case LogNormal(median_s=median_s, sigma=sigma):
             return median_s * math.exp(sigma * rng.gauss(0.0, 1.0))
+        case Quantiles(points=points):
+            share = rng.random()
+            after = bisect_right(points, share, key=itemgetter(0))
+            (low, low_s), (high, high_s) = points[after - 1], points[after]
+            return low_s + (high_s - low_s) * (share - low) / (high - low)
 
 
 def built_in_profiles() -> list[str]:
@@ -120,9 +179,15 @@ def load_profile(name_or_path: str) -> Profile:
         if not path.exists():
             known = ", ".join(built_in_profiles())
             raise ConfigError("--profile", "", name_or_path, f"choose one of {known}, or the path of a file")
-    profile = convert(read_yaml(path), Profile, str(path))
+    plain = read_yaml(path)
+    if isinstance(plain, dict) and "engine" in plain:
+        nothing = {"distribution": "fixed", "value": "0s"}
+        plain = {"ttft": nothing, "itl": nothing, **plain}
+    profile = convert(plain, Profile, str(path))
     for key in ("ttft", "itl"):
         _check(getattr(profile, key), str(path), key)
+    if profile.engine is not None and not any(msgspec.structs.astuple(profile.engine.step)):
+        raise ConfigError(str(path), "engine.step", None, "a step must take longer than nothing: give `base`")
     return msgspec.structs.replace(profile, name=profile.name or path.stem)
 
 
@@ -131,13 +196,20 @@ def _check(distribution: Distribution, source: str, key: str) -> None:
         raise ConfigError(
             source, f"{key}.low", distribution.low_s, f"must not exceed {key}.high ({distribution.high_s} s)"
         )
+    if isinstance(distribution, Quantiles):
+        shares, durations = zip(*distribution.points, strict=True)
+        rising = list(shares) == sorted(set(shares)) and list(durations) == sorted(durations)
+        if not rising or (shares[0], shares[-1]) != (0, 1):
+            raise ConfigError(
+                source, f"{key}.points", None, "write rising shares from 0 to 1, with rising durations"
+            )
 
 
 # -- YAML files of the mock, with blame ---------------------------------------------------------------
 
 _Value = TypeVar("_Value")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(us|ms|s|m)", re.ASCII)
-_UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ns|us|ms|s|m)", re.ASCII)
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 _WHERE = re.compile(r" - at `\$\.?(.*)`$")
 
 

@@ -15,6 +15,8 @@ class Kind(Enum):
     """A whole answer that is not streamed, or a part of one."""
     FRAME = "frame"
     """Anything else of a stream: role, finish reason, usage, end marker, keep-alive, error."""
+    HEAD = "head"
+    """The response's head, or its last byte, where we write it ourselves."""
 
 
 class Step(NamedTuple):
@@ -24,6 +26,11 @@ class Step(NamedTuple):
     """When they are due, from the request's arrival."""
     payload: bytes
     kind: Kind
+    tokens: int = 1
+    """How many tokens a TOKEN step completes: more than one only where a fault writes events together."""
+    awaits: int = 0
+    """How many tokens an engine must have generated before (`drive.gated`): `at_ns` then counts from the last
+    of them. 0: it waits for none."""
 
 
 class Framing(Enum):
@@ -32,6 +39,8 @@ class Framing(Enum):
     WHOLE = "whole"
     SSE = "sse"
     LINES = "lines"
+    BYTES = "bytes"
+    """Pieces of a body that is not text, such as sound."""
 
 
 class Ending(StrEnum):
@@ -45,6 +54,19 @@ class Ending(StrEnum):
     """TCP end of stream in the middle of the answer."""
     HANG = "hang"
     """Nothing more is sent and the socket stays open."""
+
+
+class Mangling(NamedTuple):
+    """What is done to an answer's very bytes, below what an HTTP library would write."""
+
+    pause_s: float = 0.0
+    """Each byte of the head comes that long after the one before it."""
+    cut_in_head: bool = False
+    """The connection breaks in the middle of the head."""
+    cut_in_chunk: bool = False
+    """The connection breaks in the middle of the last step's chunk."""
+    length_off_by: int | None = None
+    """The body comes with a Content-Length that is wrong by so many bytes."""
 
 
 class Plan(NamedTuple):
@@ -61,10 +83,19 @@ class Plan(NamedTuple):
     completion_tokens: int = 0
     """Tokens that the steps carry."""
     finish_reason: str | None = None
+    mangling: Mangling | None = None
+    """Written to the socket by ourselves: HTTP/1.1 without TLS only."""
+    stretch: float = 1.0
+    """An engine's tokens come this many times as late after the request's arrival."""
 
 
 END_MARKER = b"data: [DONE]\n\n"
 
 
-AROUND = {Framing.WHOLE: (b"", b""), Framing.SSE: (b"data: ", b"\n\n"), Framing.LINES: (b"", b"\n")}
+AROUND = {
+    Framing.WHOLE: (b"", b""),
+    Framing.SSE: (b"data: ", b"\n\n"),
+    Framing.LINES: (b"", b"\n"),
+    Framing.BYTES: (b"", b""),
+}
 """What goes before and after each JSON text on the wire."""

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 from granian._granian import RSGIHTTPProtocol as HTTPProtocol
 
+from harness.mock.drive import Drive
+from harness.mock.mangle import render
 from harness.mock.pacer import Pacer, now_ns
 from harness.mock.plan import Ending, Framing, Kind, Plan
 from harness.mock.truth import Entry, Log
-from harness.mock.wire import break_connection
+from harness.mock.wire import Taken, break_connection
 
 _NS = 1_000_000_000
 _FLUSH_NS = 20_000_000
@@ -28,13 +30,26 @@ class Playback:
         client: the peer's address.
         pacer: keeps the time.
         log: takes the entry.
+        drive: generates the tokens that the plan awaits; None where it awaits none.
     """
 
     def __init__(
-        self, plan: Plan, entry: Entry, proto: HTTPProtocol, *, client: str, pacer: Pacer, log: Log
+        self,
+        plan: Plan,
+        entry: Entry,
+        proto: HTTPProtocol,
+        *,
+        client: str,
+        pacer: Pacer,
+        log: Log,
+        drive: Drive | None = None,
     ) -> None:
         self.ended = False
         self.done: asyncio.Future[None] | None = None
+        self._taken: Taken | None = None
+        if plan.mangling is not None:
+            plan = render(plan, plan.mangling)
+            self._taken = Taken(client, asyncio.get_running_loop())
         self._plan = plan
         self._entry = entry
         self._pacer = pacer
@@ -42,11 +57,18 @@ class Playback:
         self._client = client
         self._log = log
         self._next = 0
+        self._drive = drive
+        self._generated_ns: list[int] = []
+        self._starved = False
         self._send: Callable[[bytes], object] = self._respond
         whole = len(plan.steps) == 1 and plan.framing is Framing.WHOLE and plan.ending is Ending.COMPLETE
-        if plan.status is not None and not whole:
+        if self._taken is not None:
+            self._send = self._taken.send
+        elif plan.status is not None and not whole:
             entry.status, entry.headers_ns = plan.status, now_ns()
             self._send = proto.response_stream(plan.status, plan.headers).send_bytes
+        if drive is not None:
+            drive.expect(entry.number, self._generate)
         self._advance()
 
     def stop(self, end: str) -> None:
@@ -60,18 +82,40 @@ class Playback:
         if entry.ended_ns is None or end != Ending.COMPLETE:
             entry.ended_ns = now_ns()
         entry.end = end
+        if entry.prefill_end_ns is not None and entry.prefill_end_ns > entry.ended_ns:
+            entry.prefill_end_ns = None  # It never came so far.
         if self._plan.framing is not Framing.WHOLE:
             entry.completion_tokens = len(entry.chunk_ns)
         elif end == Ending.COMPLETE:
             entry.completion_tokens = self._plan.completion_tokens
         self._log.append(entry)
+        if self._drive is not None:
+            self._drive.leave(entry.number)
+        if self._taken is not None:
+            self._taken.release()
         if self.done is not None and not self.done.done():
             self.done.set_result(None)
+
+    def break_off(self) -> None:
+        """Reset the connection now, whatever was planned."""
+        self._plan = self._plan._replace(ending=Ending.RESET)
+        self._break()
 
     def _respond(self, body: bytes) -> None:
         assert self._plan.status is not None
         self._entry.status, self._entry.headers_ns = self._plan.status, self._entry.ended_ns
         self._proto.response_bytes(self._plan.status, self._plan.headers, body)
+
+    def _generate(self, at_ns: int, admitted_ns: int) -> None:
+        """Take note of one more token of the engine's, and send what it was awaited for."""
+        entry = self._entry
+        if not self._generated_ns:
+            entry.dequeued_ns, entry.prefill_end_ns = admitted_ns, at_ns
+        late_ns = at_ns - entry.arrived_ns
+        self._generated_ns.append(entry.arrived_ns + round(late_ns * self._plan.stretch))
+        if self._starved:
+            self._starved = False
+            self._advance()
 
     def _advance(self) -> None:
         """Send all that is due; due times are absolute, so that delays never add up."""
@@ -79,8 +123,11 @@ class Playback:
             return
         entry, steps = self._entry, self._plan.steps
         while self._next < len(steps):
-            at_ns, payload, kind = steps[self._next]
-            due_ns = entry.arrived_ns + at_ns
+            at_ns, payload, kind, tokens, awaits = steps[self._next]
+            if awaits > len(self._generated_ns):
+                self._starved = True
+                return
+            due_ns = at_ns + (self._generated_ns[awaits - 1] if awaits else entry.arrived_ns)
             stamp = now_ns()
             if stamp < due_ns:
                 self._pacer.at(due_ns, self._advance)
@@ -88,7 +135,10 @@ class Playback:
             self._next += 1
             entry.lateness_max_ns = max(entry.lateness_max_ns, stamp - due_ns)
             if kind is Kind.TOKEN:
-                entry.chunk_ns.append(stamp)
+                for _ in range(tokens):
+                    entry.chunk_ns.append(stamp)
+            elif kind is Kind.HEAD:
+                entry.status, entry.headers_ns = self._plan.status, stamp
             entry.ended_ns = stamp
             self._send(payload)
         self._end()
@@ -97,7 +147,7 @@ class Playback:
         plan = self._plan
         self._entry.finish_reason = plan.finish_reason
         match plan.ending:
-            case Ending.COMPLETE:
+            case Ending.COMPLETE if self._taken is None:
                 self.stop(Ending.COMPLETE)
             case Ending.HANG:
                 if plan.hang_s is not None:
@@ -111,7 +161,7 @@ class Playback:
         reset = self._plan.ending is Ending.RESET
         found = break_connection(self._client, reset=reset)
         if found:
-            self.stop(Ending.RESET if reset else Ending.CLOSE)
+            self.stop(Ending.CLOSE if self._plan.ending is Ending.HANG else self._plan.ending)
         else:
             self.stop("client_gone")
 

@@ -22,6 +22,8 @@ class MockProcess(NamedTuple):
     url: str
     """Base URL, without a path."""
     pid: int
+    certificate: str | None = None
+    """File of its certificate; None without TLS."""
 
 
 @contextlib.contextmanager

@@ -6,15 +6,19 @@ granian is hyper below Python: not one parser is shared with the client that is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
+import math
 import os
 import resource
 import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,16 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 from harness.errors import ConfigError
+from harness.mock import certificate as certificates
+from harness.mock import spans
 from harness.mock.app import Behaviour, Mock
+from harness.mock.faults import Refuse
 from harness.mock.pacer import now_ns
+from harness.mock.script import Rule
 
 _NS = 1_000_000_000
+_SPANS_A_LINE = 500
+_MADE = {"expired": certificates.expired, "self-signed": certificates.self_signed}
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,25 +50,59 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
     """0 picks a free one."""
     certificate: Path | None = None
+    """A file; or the name of one that is made, `expired` or `self-signed`, and then needs no key."""
     key: Path | None = None
     truth_file: Path | None = None
     """Written at the end."""
+    spans_file: Path | None = None
+    """OTLP JSON lines, written once a second."""
     drain_s: float = 10.0
     """How long answers under way may go on after SIGTERM."""
     die_with_parent: bool = False
 
 
-def serve(options: Options, ready: Callable[[str], None]) -> None:
+class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is told once the mock listens."""
+
+    url: str
+    """Base URL."""
+    pid: int
+    certificate: str | None = None
+    """File of the certificate, for clients that are to trust it; None without TLS."""
+
+
+def serve(options: Options, ready: Callable[[Ready], None]) -> None:
     """Run the mock in this process until SIGTERM or SIGINT, then drain.
 
     Args:
         options: how it runs.
-        ready: called with the base URL once connections are accepted.
+        ready: called once connections are accepted.
 
     Raises:
         ConfigError: the address cannot be had, or the certificate cannot be used.
     """
     _raise_file_limit()
+    with _certified(options) as certified:
+        _run(certified, ready)
+
+
+@contextlib.contextmanager
+def _certified(options: Options) -> Iterator[Options]:
+    """The options, with a certificate made if one is asked for by name."""
+    make = _MADE.get(str(options.certificate))
+    if make is None or options.key is not None:
+        yield options
+        return
+    pair = make(options.host, datetime.now(UTC))
+    with tempfile.TemporaryDirectory(prefix="harness-mock-") as folder:
+        certificate, key = Path(folder, "certificate.pem"), Path(folder, "key.pem")
+        certificate.write_text(pair.certificate)
+        key.touch(mode=0o600)
+        key.write_text(pair.key)
+        yield msgspec.structs.replace(options, certificate=certificate, key=key)
+
+
+def _run(options: Options, ready: Callable[[Ready], None]) -> None:
     if (options.certificate is None) != (options.key is None):
         raise ConfigError("--certificate", "", None, "give --certificate and --key together")
     with _reserve(options.host, options.port) as reserved:
@@ -99,30 +143,104 @@ def _reserve(host: str, port: int) -> socket.socket:
     return reserved
 
 
-async def _serve(options: Options, port: int, ready: Callable[[str], None]) -> None:
+async def _serve(options: Options, port: int, ready: Callable[[Ready], None]) -> None:
     mock = Mock(options.behaviour)
-    server = _server(mock, options, port)
+    door = _Door(lambda: _server(mock, options, port))
+    door.open()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    serving = asyncio.create_task(server.serve())
     background: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait())]
     if options.die_with_parent:
         background.append(asyncio.create_task(_parent_gone(os.getppid())))
-    await _accepting(options.host, port, serving)
+    await _accepting(options.host, port, door)
     scheme = "http" if options.certificate is None else "https"
     host = f"[{options.host}]" if ":" in options.host else options.host
     gc.freeze()  # What was loaded stays: no collection has to walk it again.
-    ready(f"{scheme}://{host}:{port}")
-    await asyncio.wait([serving, *background], return_when=asyncio.FIRST_COMPLETED)
-    for task in background:
+    certificate = None if options.certificate is None else str(options.certificate)
+    ready(Ready(f"{scheme}://{host}:{port}", os.getpid(), certificate))
+    refusing = [asyncio.create_task(_refuse(mock, door, rule)) for rule in options.behaviour.rules]
+    writing = [asyncio.create_task(_follow(mock, options.spans_file))] if options.spans_file else []
+    await asyncio.wait([door.failed, *background], return_when=asyncio.FIRST_COMPLETED)
+    for task in (*background, *refusing, *writing):
         task.cancel()
-    server.stop()  # type: ignore[no-untyped-call]  # granian types its embedded server in part
+    door.close()
+    mock.endpoints.stop()
     await _drain(mock, options.drain_s)
-    await serving
+    await door.closed()
+    if options.spans_file is not None:
+        _write_spans(mock, options.spans_file)
     if options.truth_file is not None:
         mock.log.write(options.truth_file)
+
+
+class _Door:
+    """The server that listens, while one does; those before it carry on with what they accepted.
+
+    Args:
+        server: makes one.
+    """
+
+    def __init__(self, server: Callable[[], Server]) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once a server ended by itself."""
+        self._make = server
+        self._server: Server | None = None
+        self._serving: list[asyncio.Task[None]] = []
+
+    def open(self) -> None:
+        """Listen."""
+        server = self._server = self._make()
+        task = asyncio.create_task(server.serve())
+        task.add_done_callback(lambda _: self._ended(server))
+        self._serving.append(task)
+
+    def close(self) -> None:
+        """Refuse connections from now on."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            server.stop()  # type: ignore[no-untyped-call]  # granian types its embedded server in part
+
+    async def closed(self) -> None:
+        """Return once all connections are done; raises what ended a server."""
+        await asyncio.gather(*self._serving)
+
+    def _ended(self, server: Server) -> None:
+        if server is self._server and not self.failed.done():
+            self.failed.set_result(None)
+
+
+async def _refuse(mock: Mock, door: _Door, rule: Rule) -> None:
+    """Close the door for the rule's time, if it is of that sort."""
+    if not isinstance(rule.fault, Refuse) or rule.at is None:
+        return
+    while not mock.elapsed_s() >= rule.at.start_s or mock.first_ns is None:  # noqa: ASYNC110 - see below
+        await asyncio.sleep(0.005)  # The first request starts the clock; an event for that would cost each.
+    door.close()
+    if rule.fault.open == "reset":
+        for playback in list(mock.in_flight):
+            playback.break_off()
+    if math.isinf(rule.at.end_s):
+        return
+    await asyncio.sleep(max(0.0, rule.at.end_s - mock.elapsed_s()))
+    door.open()
+
+
+async def _follow(mock: Mock, path: Path) -> None:
+    """Write the spans of what has ended, once a second."""
+    while True:
+        await asyncio.sleep(1)
+        _write_spans(mock, path)
+
+
+def _write_spans(mock: Mock, path: Path) -> None:
+    entries = mock.log.take_new()
+    if not entries:
+        return
+    with path.open("ab") as file:
+        for i in range(0, len(entries), _SPANS_A_LINE):
+            file.write(spans.line(entries[i : i + _SPANS_A_LINE], mock.log.clock, pid=os.getpid()))
 
 
 def _server(mock: Mock, options: Options, port: int) -> Server:
@@ -132,7 +250,7 @@ def _server(mock: Mock, options: Options, port: int) -> Server:
             address=options.host,
             port=port,
             http=HTTPModes.auto,
-            websockets=False,
+            websockets=True,
             backlog=4096,
             backpressure=1_000_000,
             # An idle connection is the client's to close: a keep-alive race would look like a fault.
@@ -153,14 +271,14 @@ def _server(mock: Mock, options: Options, port: int) -> Server:
         ) from error
 
 
-async def _accepting(host: str, port: int, serving: asyncio.Task[None]) -> None:
+async def _accepting(host: str, port: int, door: _Door) -> None:
     """Return once a connection is accepted: granian does not say when it listens."""
     while True:
         try:
             _, writer = await asyncio.open_connection(host, port)
         except ConnectionRefusedError:
-            if serving.done():
-                await serving
+            if door.failed.done():
+                await door.closed()
             await asyncio.sleep(0.005)
             continue
         writer.close()

@@ -11,6 +11,7 @@ import os
 import time
 from array import array
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ class Entry(msgspec.Struct, gc=False):
     """`1.1` or `2`."""
     arrived_ns: int
     """When the request was complete, body included."""
+    head_ns: int = 0
+    """When the request's head was complete: as near to its first byte as the server's library allows."""
+    traceparent: str = ""
+    """As the client sent it."""
+    queued_ns: int | None = None
+    """When it began to wait for the engine; None without an engine."""
+    dequeued_ns: int | None = None
+    """When the engine took it up; None if it never came so far."""
+    prefill_end_ns: int | None = None
+    """When the prompt was computed; without an engine, when the first token was due."""
     model: str = ""
     stream: bool = False
     status: int | None = None
@@ -84,6 +95,8 @@ class Log:
         self._stamps = stamps
         self._entries: deque[Entry] = deque()
         self._held = 0
+        self._taken = 0
+        self._follower: Callable[[Entry], None] | None = None
         self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
 
     @property
@@ -93,11 +106,25 @@ class Log:
 
     def append(self, entry: Entry) -> None:
         """Take a finished request."""
+        if self._follower is not None:
+            self._follower(entry)
         self._entries.append(entry)
         self._held += len(entry.chunk_ns)
         while len(self._entries) > self._requests or self._held > self._stamps:
             self._held -= len(self._entries.popleft().chunk_ns)
             self.forgotten += 1
+
+    def follow(self, follower: Callable[[Entry], None]) -> None:
+        """Call this with each entry that is kept, and from now on with each that comes."""
+        for entry in self._entries:
+            follower(entry)
+        self._follower = follower
+
+    def take_new(self) -> list[Entry]:
+        """Those that have ended since this was last asked, but for the forgotten."""
+        start = max(0, self._taken - self.forgotten)
+        self._taken = self.next
+        return list(islice(self._entries, start, None))
 
     def page(self, since: int, limit: int) -> tuple[bytes, int]:
         """Entries from position `since` on, as JSON lines, and the position after them."""

@@ -6,6 +6,7 @@ is found among the process's file descriptors.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -13,6 +14,7 @@ import stat
 import struct
 from pathlib import Path
 
+_AGAIN_S = 0.001
 _LINGER_0 = struct.pack("ii", 1, 0)
 
 
@@ -38,6 +40,48 @@ def break_connection(client: str, *, reset: bool) -> bool:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
         found.shutdown(socket.SHUT_RD)
     return True
+
+
+class Taken:
+    """A client's connection, written to by ourselves: the library has written nothing of this answer yet.
+
+    Args:
+        client: the peer's address, `host:port`.
+        loop: calls again when the socket takes no more.
+    """
+
+    def __init__(self, client: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._socket = _find(client)
+        self._left = b""
+
+    def send(self, payload: bytes) -> None:
+        """Write all of it in its time. A client that is gone is noticed by the library, not here."""
+        if self._socket is None:
+            return
+        waiting, self._left = bool(self._left), self._left + payload
+        if not waiting:
+            self._push()
+
+    def release(self) -> None:
+        """Let go of the connection; what the socket has not taken by now is lost."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _push(self) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._left = self._left[self._socket.send(self._left) :]
+        except BlockingIOError:
+            pass  # The client reads slowly: again, soon.
+        except OSError as error:
+            if error.errno not in {errno.EPIPE, errno.ECONNRESET}:
+                raise
+            self._left = b""
+        if self._left:
+            self._loop.call_later(_AGAIN_S, self._push)
 
 
 def _find(client: str) -> socket.socket | None:

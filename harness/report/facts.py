@@ -10,6 +10,7 @@ import pyarrow as pa
 from harness.analysis.measures import MEASURES
 from harness.analysis.stats import allowed_share
 from harness.analysis.summary import Distribution, Group, Summary
+from harness.analysis.truth import Beside, Truth
 from harness.record import Manifest, Run, Sample, TelemetryLedger
 from harness.report import numbers
 from harness.slo.verdict import Judged, State, Verdict
@@ -28,6 +29,8 @@ class RunReport(msgspec.Struct, frozen=True):
     telemetry: TelemetryLedger | None = None
     folder: str = ""
     """The run folder, as the reader would type it; empty if the report is not in one."""
+    truth: Truth | None = None
+    """What the bundled mock says it really did; None for any other target."""
 
 
 class ObjectiveRow(msgspec.Struct, frozen=True):
@@ -159,6 +162,64 @@ def _latency_row(kind: str, label: str, distribution: Distribution) -> LatencyRo
         n=numbers.count(distribution.n),
         quantiles={name: numbers.figure_text(figure) for name, figure in distribution.quantiles.items()},
         maximum=numbers.quantity(distribution.maximum, unit),
+    )
+
+
+class TruthRow(msgspec.Struct, frozen=True):
+    """One measure of one kind of traffic, beside the mock's truth."""
+
+    kind: str
+    measure: str
+    n: str
+    p50: str
+    true_p50: str
+    p99: str
+    true_p99: str
+    error_p50: str
+    """Harness minus truth, request by request."""
+    error_p99: str
+
+
+def truth_rows(report: RunReport) -> list[TruthRow]:
+    """The measures that the mock's truth log knows, of each kind of traffic; none for other targets."""
+    if report.truth is None:
+        return []
+    return [
+        _truth_row(group.kind, label, group.distributions[measure], beside)
+        for group in groups(report.summary)
+        for measure, label in _LABELS.items()
+        if measure in group.distributions
+        and (beside := report.truth.kinds.get(group.kind, {}).get(measure)) is not None
+    ]
+
+
+def _truth_row(kind: str, label: str, own: Distribution, beside: Beside) -> TruthRow:
+    def cell(distribution: Distribution, name: str) -> str:
+        figure = distribution.quantiles.get(name)
+        return numbers.NONE if figure is None else numbers.quantity(figure.value, figure.unit)
+
+    return TruthRow(
+        kind=kind,
+        measure=label,
+        n=numbers.count(beside.truth.n),
+        p50=cell(own, "p50"),
+        true_p50=cell(beside.truth, "p50"),
+        p99=cell(own, "p99"),
+        true_p99=cell(beside.truth, "p99"),
+        error_p50=cell(beside.error, "p50"),
+        error_p99=cell(beside.error, "p99"),
+    )
+
+
+def truth_line(truth: Truth) -> str:
+    """How much of the run the truth log covers, and whether the counts agree, in one sentence."""
+    line = (
+        f"{numbers.count(truth.joined)} requests joined, {numbers.count(truth.missing)} missing, "
+        f"{numbers.count(truth.unknown)} without a record; "
+    )
+    return line + "; ".join(
+        f"{name}: {numbers.count(own)} counted, {numbers.count(true)} sent"
+        for name, (own, true) in (("chunks", truth.chunks), ("completion tokens", truth.tokens))
     )
 
 

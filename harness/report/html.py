@@ -50,6 +50,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "groups": facts.groups(report.summary),
         "objectives": facts.objective_rows(report.verdict),
         "latency": facts.latency_rows(report),
+        "truth": facts.truth_rows(report),
         "quantiles": QUANTILES,
         "key_facts": _key_facts(report),
         "batch": _batch(report),

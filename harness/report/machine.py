@@ -6,6 +6,7 @@
     summary     analysis.summary.Summary: window_s, arrivals, total, kinds, batch, slowest, failed
     manifest    record.Manifest: the books
     telemetry   record.TelemetryLedger, or null
+    truth       analysis.truth.Truth: the bundled mock's own figures, or null for other targets
     run         record.Run: the header; with the scenario it holds all that is needed to repeat the run
 
 Times are seconds, shares are of one, `n` counts what a figure rests on, a figure that cannot be given
@@ -39,6 +40,7 @@ def to_json(report: RunReport) -> bytes:
         "summary": report.summary,
         "manifest": report.manifest,
         "telemetry": report.telemetry,
+        "truth": report.truth,
         "run": report.run,
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"

@@ -23,6 +23,8 @@ def markdown(report: RunReport) -> str:
         _objectives(report),
         "### Latency",
         _latency(report),
+        "### Beside the mock's truth log" if report.truth else "",
+        _truth(report) if report.truth else "",
         "<details><summary>Traffic, instrument and how to repeat it</summary>",
         _traffic(report),
         _list(report),
@@ -42,6 +44,8 @@ def _list(report: RunReport) -> str:
         "Run": f"{run.run_id}, target {run.target}, commit {commit}",
         "To repeat it": facts.repeat_command(run),
     }
+    if report.truth is not None:
+        lines["Truth"] = facts.truth_line(report.truth)
     return "\n".join(f"- **{name}**: {_plain(line)}" for name, line in lines.items())
 
 
@@ -60,6 +64,25 @@ def _latency(report: RunReport) -> str:
         for row in facts.latency_rows(report)
     )
     return _table(("kind", "measure", "P50", "P90", "P99", "max", "n"), "ll rrrrr", rows)
+
+
+def _truth(report: RunReport) -> str:
+    header = ("kind", "measure", "P50", "truth", "P99", "truth", "error P50", "error P99", "n")
+    rows = (
+        (
+            row.kind,
+            row.measure,
+            row.p50,
+            row.true_p50,
+            row.p99,
+            row.true_p99,
+            row.error_p50,
+            row.error_p99,
+            row.n,
+        )
+        for row in facts.truth_rows(report)
+    )
+    return _table(header, "ll rrrrrrr", rows)
 
 
 def _traffic(report: RunReport) -> str:

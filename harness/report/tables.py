@@ -68,8 +68,12 @@ def _table(sheet: Sheet, styles: Mapping[str, str]) -> Table:
         padding=(0, 1, 0, 0),
     )
     for position, column in enumerate(sheet.columns):
-        justify = "right" if column in sheet.right else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=position == 0)
+        table.add_column(
+            column,
+            justify="right" if column in sheet.right else "left",
+            overflow="fold",
+            no_wrap=position == 0,
+        )
     for row in sheet.rows:
         table.add_row(*(Text(printable(cell), style=styles.get(cell, "")) for cell in row))
     return table

@@ -47,7 +47,8 @@ def terminal(report: RunReport, width: int = 100, *, colour: bool = False) -> st
 
 def _parts(report: RunReport, width: int) -> list[RenderableType]:
     latency = _latency(report, intervals=width >= _ROOM_FOR_INTERVALS)
-    return [_banner(report), _objectives(report), latency, _traffic(report), _facts(report)]
+    truth = [_truth(report)] if report.truth else []
+    return [_banner(report), _objectives(report), latency, *truth, _traffic(report), _facts(report)]
 
 
 def _banner(report: RunReport) -> Panel:
@@ -119,6 +120,19 @@ def _latency(report: RunReport, *, intervals: bool) -> Table:
     return table
 
 
+def _truth(report: RunReport) -> Table:
+    names = ("P50", "truth", "P99", "truth ", "error P50", "error P99", "n")
+    table = _table("Beside the mock's truth log", "kind", "measure", *names, right=names)
+    before = ""
+    for row in facts.truth_rows(report):
+        if before and row.kind != before:
+            table.add_section()
+        figures = (row.p50, row.true_p50, row.p99, row.true_p99, row.error_p50, row.error_p99, row.n)
+        table.add_row("" if row.kind == before else row.kind, row.measure, *figures)
+        before = row.kind
+    return table
+
+
 def _traffic(report: RunReport) -> Table:
     right = ("rate", "goodput", "tokens", "errors", "n")
     table = _table("Traffic", "kind", *right, "outcomes", right=right)
@@ -143,6 +157,8 @@ def _facts(report: RunReport) -> Table:
     table.add_row("Instrument", facts.instrument_line(report.verdict))
     table.add_row("Ledger", facts.ledger_line(report.manifest))
     table.add_row("Telemetry", facts.telemetry_line(report.telemetry))
+    if report.truth is not None:
+        table.add_row("Truth", facts.truth_line(report.truth))
     if report.folder:
         table.add_row("Files", f"{report.folder}/report.html, summary.json, junit.xml, requests.parquet")
     return table

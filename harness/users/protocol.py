@@ -2,8 +2,8 @@
 
     master (or the only process)                 worker
     ────────────────────────────                 ──────
-    test_start: make the run folder
-    spawning_complete:        ── lease ────────► build the share: schedule, prompts, connections
+    spawning_complete: make the run folder
+                              ── lease ────────► build the share: schedule, prompts, connections
                               ◄─ ready ─────────
     all ready: write run.json ── go(origin) ───► walk the schedule
                               ◄─ exhausted ─────  every arrival has ended
@@ -34,6 +34,7 @@ import gevent
 import msgspec
 from dotenv import find_dotenv, load_dotenv
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 from locust import events
 from locust.dispatch import UsersDispatcher
 from locust.env import Environment
@@ -41,7 +42,7 @@ from locust.runners import LocalRunner, MasterRunner, Runner, WorkerNode, Worker
 
 from harness import clock, runlog
 from harness.client.transport import STAMPS
-from harness.errors import ConfigError, EngineError
+from harness.errors import ConfigError, EngineError, HarnessError
 from harness.record import End, Kind, Outcome, Record, WorkerLedger
 from harness.users.freight import Inbox, Outbox
 from harness.users.header import header
@@ -159,9 +160,13 @@ class _Conductor:
         else:
             self.scenario = scenarios.load(Path(options.scenario) if options.scenario else None)
         self.folder: Path | None = None
+        self.running = self.complete = False
+        self._ending = BoundedSemaphore()
+        """Held by whoever ends the run: a second cause (Ctrl-C in the last drain, say) waits for it."""
         self._emitter: subprocess.Popen[bytes] | None = None
         self.scenario = _fit_users(environment, self.scenario)
         _default_options(environment, self.scenario)
+        signal.signal(signal.SIGINT, _interrupt)
         for hook, listener in (
             (environment.events.test_start, self._on_test_start),
             (environment.events.spawning_complete, self._on_spawning_complete),
@@ -172,18 +177,25 @@ class _Conductor:
 
     def _on_test_start(self, **_: object) -> None:
         self.running = self.complete = False
-        root = Path(_options(self.environment).runs)
-        self.folder = self.plan_folder or runlog.create(root, self.scenario.name, datetime.now(UTC))
-        self.target = _target(self.environment, self.scenario)
+        self.folder = None
 
     def _on_spawning_complete(self, **_: object) -> None:
         if not self.running:
             self.running = True
-            gevent.spawn(self._begin).link_exception(self._on_broken)
+            gevent.spawn(self._set_out).link_exception(lambda broken: self._give_up(broken.exception))
 
-    def _on_broken(self, greenlet: gevent.Greenlet) -> None:
+    def _set_out(self) -> None:
+        try:
+            self.target = _target(self.environment, self.scenario)
+            root = Path(_options(self.environment).runs)
+            self.folder = self.plan_folder or runlog.create(root, self.scenario.name, datetime.now(UTC))
+            self._begin()
+        except HarnessError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
         """A run that cannot begin says why and ends, whatever Locust makes of it."""
-        print(f"harness: {greenlet.exception}", file=sys.stderr, flush=True)  # noqa: T201 - the user's answer
+        print(f"harness: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the user's answer
         self.running = False
         self.environment.process_exit_code = 2
         self.runner.quit()
@@ -221,6 +233,8 @@ class _Conductor:
 
     def _on_exhausted(self) -> None:
         """The schedule has ended by itself: stop, as the user would."""
+        if self._ending.locked() or not self.running:
+            return  # a drain has ended it
         self.complete = True
         headless = self.environment.web_ui is None or _options(self.environment).autoquit >= 0
         gevent.spawn(self.runner.quit if headless else self.runner.stop)
@@ -228,14 +242,26 @@ class _Conductor:
             gevent.spawn(self.environment.web_ui.stop)
 
     def _on_test_stopping(self, **_: object) -> None:
-        if not self.running or self.folder is None or not (self.folder / "run.json").exists():
-            return
-        self._drain()
-        planned = schedule.planned(self.scenario)
-        reason = "completed" if self.complete else "interrupted"
-        runlog.write_json(self.folder / "end.json", End(planned=planned, stop_reason=reason))
+        with self._ending:
+            if not self.running or self.folder is None or not (self.folder / "run.json").exists():
+                return
+            if runlog.read_end(self.folder) is not None:
+                return
+            reason = "completed" if self.complete else "interrupted"
+            self._drain()
+            planned = schedule.planned(self.scenario)
+            runlog.write_json(self.folder / "end.json", End(planned=planned, stop_reason=reason))
 
     def _on_test_stop(self, **_: object) -> None:
+        with self._ending:
+            self._end()
+
+    def await_end(self) -> None:
+        """Wait for whoever is ending the run, so that the exit code is the verdict's."""
+        with self._ending:
+            return
+
+    def _end(self) -> None:
         begun = self.folder is not None and (self.folder / "run.json").exists()
         if self._emitter is not None and not begun:
             self._emitter.terminate()  # it would wait for a header that will not come
@@ -499,10 +525,25 @@ def _target(environment: Environment, scenario: Scenario) -> str:
     return target
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    """Give Ctrl-C to Locust's main greenlet, which awaits it.
+
+    Python's own way raises it wherever it strikes: in a virtual user that loses a record, in the middle
+    of a batch it tears the log.
+    """
+    hub = gevent.get_hub()
+    hub.loop.run_callback_threadsafe(hub.parent.throw, KeyboardInterrupt)
+
+
 def _spawn_verb(*arguments: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
-    """Run one of our own verbs beside this process, below its priority."""
+    """Run one of our own verbs beside this process, below its priority, deaf to the terminal's Ctrl-C."""
     command = [sys.executable, "-m", "harness", *arguments]
-    return subprocess.Popen(command, stdout=stdout, preexec_fn=lambda: os.nice(10))  # noqa: S603, PLW1509 - our own words; nothing is locked at the fork
+    return subprocess.Popen(command, stdout=stdout, preexec_fn=_step_back)  # noqa: S603, PLW1509 - our own words; nothing is locked at the fork
+
+
+def _step_back() -> None:
+    os.nice(10)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the run, and Ctrl-C does not end that at once
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -543,3 +584,5 @@ def _on_quitting(environment: Environment, **_: object) -> None:
         runner.quit()
     elif runner is not None:
         runner.stop()
+    if isinstance(_role, _Conductor):
+        _role.await_end()

@@ -9,6 +9,7 @@ a closed loop there is no dispatcher: each user claims its next arrival itself.
 
 from __future__ import annotations
 
+import errno
 import gc
 import math
 import resource
@@ -18,6 +19,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import gevent
@@ -40,6 +42,8 @@ _HUB_PROBE_S = 0.02
 _STALL_NS = 1_000_000
 """What `Sample.hub_stalls_ns` leaves out: delays too short to matter, of which there are many."""
 _SAMPLE_S = 1.0
+_AHEAD = 16
+"""Arrivals of a closed loop prepared in one go, which takes half the time of sixteen goes."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -97,7 +101,7 @@ class Worker:
         self._go = Event()
         self._serving = 0
         self._lines = lines
-        self._fire = fire
+        self._teller = _Teller(fire)
         folder = Path(lease.folder)
         self._ship = ship
         path = runlog.records_path(folder, lease.worker)
@@ -121,6 +125,9 @@ class Worker:
         self._request_of = workload(scenario)
         kinds = {Kind(entry.kind) for entry in scenario.traffic}
         self._request_of_kind = {kind: workload(_only(scenario, kind)) for kind in kinds}
+        self._stock: deque[_Work] = deque()
+        # Of one kind, whichever user comes next takes the next arrival, so that it can be prepared ahead.
+        self._ahead = _AHEAD if len(kinds) == 1 else 1
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -157,6 +164,7 @@ class Worker:
         gevent.killall([user.greenlet for user in self._users if user.busy])
         self._wake_idle()
         self._sampler.kill()
+        self._teller.stop()
         self._take_sample()
         self._health.stop()
         self._alarm.close()
@@ -229,12 +237,14 @@ class Worker:
         end_ns = self._origin_ns + int(duration_s * 1e9) if duration_s else math.inf
         gevent.sleep(max(0, self._origin_ns - now_ns()) / 1e9)
         while not self.stopping and now_ns() < end_ns:
-            arrival = next(claimed, None)
-            if arrival is None:
+            if not self._stock:
+                block = islice(claimed, self._ahead)
+                self._stock.extend([self._prepare(each, request_of(each.seq)) for each in block])
+            if not self._stock:
                 break
             self._claimed += 1
             self._started += 1
-            self._carry(user, self._prepare(arrival, request_of(arrival.seq)))
+            self._carry(user, self._stock.popleft())
             if think_time_s:
                 gevent.sleep(think_time_s)
 
@@ -244,7 +254,7 @@ class Worker:
             for record in user.line.carry(
                 work.calls, due_ns=work.arrival.due_ns, origin_ns=self._origin_ns, log=self._log.append
             ):
-                self._fire(record)
+                self._teller.add(record)
         finally:
             user.busy = False
         self._finished += 1
@@ -282,7 +292,7 @@ class Worker:
 
     def _prepare(self, arrival: Arrival, requests: Iterable[Request]) -> _Work:
         target = self._lines.target
-        return _Work(arrival, tuple(prepare(request, target) for request in requests))
+        return _Work(arrival, tuple([prepare(request, target) for request in requests]))
 
     def _take_waiting(self, kind: Kind) -> _Work | None:
         """The longest-waiting arrival of this kind whose patience has not ended."""
@@ -303,7 +313,7 @@ class Worker:
         for call in work.calls:
             record = _dropped(call.request, work.arrival.due_ns)
             self._log.append(record)
-            self._fire(record)
+            self._teller.add(record)
 
     def _wake_idle(self) -> None:
         run_callback = gevent.get_hub().loop.run_callback
@@ -396,11 +406,47 @@ def _dropped(request: Request, due_ns: int | None) -> Record:
     )
 
 
+class _Teller:
+    """Tells Locust of records in a greenlet of its own, once the users that are ready have run.
+
+    So no listener delays a request, and the records of one round of the event loop are told in one
+    go, which takes half the time.
+    """
+
+    def __init__(self, tell: Callable[[Record], None]) -> None:
+        self._tell = tell
+        self._untold: deque[Record] = deque()
+        self._came = Event()
+        self._greenlet = gevent.spawn(self._tell_for_ever)
+
+    def add(self, record: Record) -> None:
+        """Have one record told."""
+        self._untold.append(record)
+        if len(self._untold) == 1:
+            self._came.set()
+
+    def stop(self) -> None:
+        """Tell what is left."""
+        self._greenlet.kill()
+        self._tell_all()
+
+    def _tell_for_ever(self) -> None:
+        while True:
+            self._came.wait()
+            self._came.clear()
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        while self._untold:
+            self._tell(self._untold.popleft())
+
+
 class _Health:
     """Watches the process it runs in: how late its event loop is, how long its collections take."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
+        self._rss_bytes = 0
         self._hub_lag_max_ns = 0
         self._hub_stalls_ns: list[int] = []
         self._gc_pause_max_ns = 0
@@ -419,21 +465,33 @@ class _Health:
 
     def sample(self, **counts: int) -> Sample:
         cpu_s, wall_ns = time.process_time(), now_ns()
+        rss_bytes, open_files, limit = self._held()
         sample = Sample(
             **counts,
             cpu_s=cpu_s - self._cpu_s,
             wall_s=(wall_ns - self._wall_ns) / 1e9,
             hub_lag_max_ns=self._hub_lag_max_ns,
             gc_pause_max_ns=self._gc_pause_max_ns,
-            rss_bytes=self._process.memory_info().rss,
-            open_files=self._process.num_fds(),
-            file_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            rss_bytes=rss_bytes,
+            open_files=open_files,
+            file_limit=limit,
             hub_stalls_ns=tuple(self._hub_stalls_ns),
         )
         self._hub_stalls_ns.clear()
         self._cpu_s, self._wall_ns = cpu_s, wall_ns
         self._hub_lag_max_ns = self._gc_pause_max_ns = 0
         return sample
+
+    def _held(self) -> tuple[int, int, int]:
+        """Resident bytes, open files, and how many may be: at that limit none is left to ask with."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        try:
+            self._rss_bytes = self._process.memory_info().rss
+            return self._rss_bytes, self._process.num_fds(), limit
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            return self._rss_bytes, limit, limit
 
     def _on_probe(self) -> None:
         moment_ns = now_ns()

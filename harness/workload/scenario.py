@@ -332,8 +332,8 @@ class Budgets(_Section, frozen=True):
     files_share: Share = 0.9
     """Of the open files that the system allows a worker."""
     in_flight_share: Share = 0.1
-    """How far the requests in flight that the workers counted may differ from what the records say; at
-    least one request is allowed."""
+    """How far the arrivals in flight that the workers counted may differ from what the records say;
+    as many as arrive within the lateness allowed, and at least one, come on top."""
     clock_step_s: Seconds = _seconds(0.05, "clock_step")
     """How far the wall clock may jump against the monotonic clock between two samples."""
     lump_share: Share = 0.5

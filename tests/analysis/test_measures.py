@@ -32,6 +32,20 @@ def test_late_arrivals_are_measured_from_due():
     assert m.first_content[0] == 0.06
 
 
+def test_each_turn_of_a_session_is_a_request_of_its_own():
+    m = one(
+        record(seq=0, turn=1, due_ns=ms(500), started_ns=ms(510)),
+        record(seq=1),
+        failure(seq=0, turn=2, due_ns=ms(900), started_ns=ms(900), final=False),
+        record(seq=0, turn=2, attempt=1, due_ns=ms(900), started_ns=ms(950)),
+        record(seq=0),
+    )
+    assert m.seq.tolist() == [0, 0, 0, 1]
+    assert m.opening.tolist() == [True, False, False, True]
+    assert m.lateness.tolist() == [0.0, 0.01, 0.0, 0.0]
+    assert (m.attempts, m.duplicates, m.unfinished) == (5, 0, 0)
+
+
 def test_a_closed_loop_is_measured_from_start():
     m = one(record(due_ns=None, started_ns=ms(40), ended_ns=ms(140)))
     assert m.response[0] == m.service[0] == 0.1

@@ -37,6 +37,16 @@ def test_rates_use_the_windows_length():
     assert found.in_flight_mean.value == pytest.approx(20 * 0.1 / 10)
 
 
+def test_later_turns_are_requests_and_no_arrivals():
+    found = summary([record(), record(turn=1, due_ns=ms(300)), record(seq=1)])
+    assert found.total.requests == 3
+    assert found.arrivals.value == found.planned_rate == 0.2
+
+
+def test_the_rule_of_the_window_is_kept():
+    assert summary([record()], window_rule="fixed by the scenario").window_rule == "fixed by the scenario"
+
+
 def test_a_closed_loop_has_no_planned_rate():
     assert summary([record(due_ns=None, started_ns=0)]).planned_rate is None
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from factories import dropped, failure, manifest, ms, record, run, stream, table
+from hypothesis import given
+from hypothesis import strategies as st
 
+from harness.analysis.health import waited
 from harness.analysis.measures import measure
-from harness.analysis.validity import validate
+from harness.analysis.validity import Budgets, validate
 from harness.record import Sample, TelemetryLedger
 from harness.slo.objectives import parse
 
@@ -37,6 +40,10 @@ def sample(second, worker=0, **overrides):
 
 
 HEALTHY = [sample(second) for second in range(1, 11)]
+SOUND = [
+    sample(second, in_flight=10, file_limit=1024, wall_clock_ns=ms(1000 * second)) for second in range(1, 11)
+]
+"""The same of a worker that carries `steady()`: 100 arrivals/s x 0.1 s, on a clock that keeps time."""
 
 
 def checks(records, objectives=DEFAULTS, window=WINDOW, **options):
@@ -59,7 +66,7 @@ def late(seq, by):
 
 
 def test_a_sound_run_passes_every_check():
-    found = checks(steady(), planned=1000)
+    found = checks(steady(), planned=1000, samples=SOUND)
     assert all(check.passed for check in found.values()), found
     assert {
         "recorded",
@@ -225,6 +232,151 @@ def test_the_event_loop_must_not_be_away_for_long(objective, lag, passed):
     assert checks(steady(10), [objective], samples=samples)["hub_lag"].passed is passed
 
 
+@pytest.mark.parametrize(
+    ("stalls_ms", "expected"),
+    [
+        ([], 0),
+        ([100], 0),  # 100 ms of 10 s are just what P99 lets go
+        ([300], 0.2),
+        ([300, 300], 0.25),
+        ([20] * 50, 0.018),
+        ([200, *[20] * 50], 0.1),
+        ([100] * 50, 0.098),
+    ],
+)
+def test_the_wait_for_the_event_loop_is_that_of_a_random_moment(stalls_ms, expected):
+    samples = [*HEALTHY[:-1], sample(10, hub_stalls_ns=tuple(map(ms, stalls_ms)))]
+    assert waited(samples, 0.99) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(min_value=2, max_value=900), min_size=1, max_size=20))
+def test_the_wait_agrees_with_its_definition(stalls_ms):
+    samples = [*HEALTHY[:-1], sample(10, hub_stalls_ns=tuple(map(ms, stalls_ms)))]
+    x = waited(samples, 0.99)
+    later = sum(max(0.0, stall / 1000 - x) for stall in stalls_ms) / 10
+    assert later == pytest.approx(0.01) if x else later <= 0.01 + 1e-9
+
+
+def test_a_loop_that_is_often_away_is_invalid_though_never_for_long():
+    samples = [sample(second, hub_lag_max_ns=ms(60), hub_stalls_ns=(ms(60),) * 8) for second in range(1, 11)]
+    found = checks(steady(10), samples=samples)
+    assert found["hub_lag"].passed
+    assert not found["hub_lag_p99"].passed
+    assert "--workers" in found["hub_lag_p99"].remedy
+
+
+def test_a_worker_that_was_stopped_for_two_seconds_is_invalid():
+    samples = [
+        *SOUND[:4],
+        sample(7, wall_s=3.0, hub_lag_max_ns=ms(2000), hub_stalls_ns=(ms(2000),)),
+        *SOUND[7:],
+    ]
+    found = checks(steady(), samples=samples)
+    assert not found["hub_lag"].passed
+    assert found["hub_lag_p99"].observed == pytest.approx(1.9)
+
+
+@pytest.mark.parametrize(("pause", "passed"), [(49, True), (51, False)])
+def test_a_long_garbage_collection_is_invalid(pause, passed):
+    samples = [*HEALTHY[:-1], sample(10, gc_pause_max_ns=ms(pause))]
+    assert checks(steady(10), samples=samples)["gc_pause"].passed is passed
+
+
+def test_a_worker_near_its_limit_of_open_files_is_invalid():
+    samples = [*HEALTHY[:-1], sample(10, open_files=95, file_limit=100)]
+    found = checks(steady(10), samples=samples)["files"]
+    assert not found.passed
+    assert found.observed == 0.95
+    assert "ulimit -n 200" in found.remedy
+    assert "files" not in checks(steady(10))  # no limit is known
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ("connect: too many open files", "ulimit -n"),
+        ("connect: cannot assign requested address", "ip_local_port_range"),
+        ("connect: address already in use", "ip_local_port_range"),
+        ("connect: no buffer space available", "memory"),
+    ],
+)
+def test_one_connection_that_this_machine_refused_is_invalid(error, remedy):
+    refused = failure(seq=0, outcome="connect_error", error=error, status=None)
+    found = checks([refused, *(record(seq=seq) for seq in range(1, 1000))])["client_errors"]
+    assert not found.passed
+    assert found.observed == 0.001
+    assert error in found.cause
+    assert remedy in found.remedy
+
+
+def test_a_connection_that_the_server_refused_is_its_own_error():
+    refused = failure(seq=0, outcome="connect_error", error="connect: connection refused", status=None)
+    assert checks([refused, *(record(seq=seq) for seq in range(1, 1000))])["client_errors"].passed
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "passed"),
+    [(10, True), (13, True), (7, True), (14, False), (6, False), (0, False)],
+)
+def test_mean_in_flight_must_be_rate_times_mean_time(in_flight, passed):
+    samples = [sample(second, in_flight=in_flight) for second in range(1, 10)]
+    found = checks(steady(), samples=samples)["littles_law"]
+    # 10 % of 10, and the 2.5 that arrive in 25 ms
+    assert found.budget == pytest.approx(3.5)
+    assert found.passed is passed
+
+
+def test_each_worker_s_records_are_held_against_its_own_samples():
+    samples = [sample(second, in_flight=10) for second in range(1, 10)]
+    idle = [sample(second, worker=1) for second in range(1, 10)]
+    found = checks(steady(), samples=[*samples, *idle], run=run(workers=2))["littles_law"]
+    assert found.observed == pytest.approx(0)
+    busy = [sample(second, worker=1, in_flight=10) for second in range(1, 10)]
+    assert not checks(steady(), samples=busy)["littles_law"].passed
+
+
+def test_a_session_is_in_flight_while_it_thinks():
+    rows = [record(due_ns=0), record(turn=1, due_ns=ms(9000), started_ns=ms(9000))]
+    samples = [sample(second, in_flight=1) for second in range(1, 10)]
+    found = checks(rows, samples=samples)["littles_law"]
+    assert found.observed == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "passed"),
+    [(0, True), (40, True), (60, False), (-60, False)],
+)
+def test_a_wall_clock_that_jumps_is_invalid(step, passed):
+    samples = [
+        sample(second, wall_clock_ns=ms(1000 * second + (step if second > 4 else 0)))
+        for second in range(1, 11)
+    ]
+    found = checks(steady(10), samples=samples)["clock"]
+    assert found.observed == pytest.approx(abs(step) / 1000)
+    assert found.passed is passed
+
+
+def test_a_clock_that_is_slewed_has_not_jumped():
+    samples = [sample(second, wall_clock_ns=round(ms(1000.5 * second))) for second in range(1, 1001)]
+    assert checks(steady(10), samples=samples)["clock"].observed == pytest.approx(0.0005)
+
+
+def test_later_turns_are_no_arrivals():
+    rows = [row for seq in range(1000) for row in (record(seq=seq), record(seq=seq, turn=1))]
+    found = checks(rows, planned=2000)
+    assert found["ledger"].passed
+    assert found["achieved_rate"].observed == 0.5
+    assert found["dropped"].n == 1000
+
+
+def test_the_scenario_s_budgets_count():
+    rows = [late(seq, 30) for seq in range(1000)]
+    assert not checks(rows)["lateness"].passed
+    found = checks(rows, budgets=Budgets(lateness_s=0.04, lateness_of_threshold=1.0))["lateness"]
+    assert found.passed
+    assert found.budget == 0.04
+
+
 def test_a_worker_without_samples_has_not_proven_its_health():
     found = checks(steady(10), run=run(workers=2))["sampled"]
     assert not found.passed
@@ -295,5 +447,5 @@ def test_telemetry_that_was_off_is_not_judged():
 def test_every_check_is_explained_for_people():
     page = (Path(__file__).parents[2] / "docs" / "definitions.md").read_text()
     explained = re.findall(r"^\| `(\w+)` \| ", page.partition("## Is the run valid?")[2], flags=re.MULTILINE)
-    found = checks(streams(20, 10, 20, 400), planned=20, telemetry=telemetry())
+    found = checks(streams(20, 10, 20, 400), planned=20, telemetry=telemetry(), samples=SOUND)
     assert list(found) == explained

@@ -24,8 +24,8 @@ LOCUSTFILE = ROOT / "locustfiles" / "mixed.py"
 KEY = "sk-test-secret"
 PATIENCE_S = 90.0
 
-_NOISE = {"lateness", "hub_lag", "cpu", "achieved_rate"}
-"""Checks that a busy machine fails, and should."""
+_SOLID = {"recorded", "completed", "ledger", "dropped", "lumps", "telemetry"}
+"""Checks that no busy machine fails. It may fail any other, and should."""
 _TRIES = 4
 
 MIXED = [
@@ -159,6 +159,8 @@ def truth(folder: Path) -> dict[str, list[dict[str, Any]]]:
     entries: dict[str, list[dict[str, Any]]] = {}
     for line in (folder / "truth.jsonl").read_text().splitlines():
         entry = json.loads(line)
+        if "clock" in entry:
+            continue  # the first line says what the stamps mean
         entries.setdefault(entry["request_id"], []).append(entry)
     return {name: sorted(found, key=lambda entry: entry["number"]) for name, found in entries.items()}
 
@@ -196,6 +198,6 @@ def until_quiet(
     for attempt in range(_TRIES):
         done = run(runs / str(attempt))
         folder = only_run(runs / str(attempt))
-        if not failed_checks(folder) & _NOISE:
+        if not failed_checks(folder) - _SOLID:
             break
     return done, folder

@@ -47,10 +47,9 @@ OF_STREAMS = {
 }
 TRAFFIC = {
     "completion": ({"kind": "completion"}, REFUSALS | BREAKS),
-    "completion, prompt": ({"kind": "completion", "dialect": "completions"}, REFUSALS | BREAKS),
     "stream": ({"kind": "stream"}, REFUSALS | BREAKS | OF_STREAMS),
     "stream of lines": ({"kind": "stream", "dialect": "completions-lines"}, REFUSALS | BREAKS | OF_STREAMS),
-    "batch": ({"kind": "batch", "size": 1}, REFUSALS | BREAKS),
+    "batch": ({"kind": "batch", "size": 1, "dialect": "completions"}, REFUSALS | BREAKS),
 }
 
 

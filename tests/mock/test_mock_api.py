@@ -26,8 +26,10 @@ def read(endpoint: Endpoint, body: dict) -> api.Question:
 def answer(
     endpoint: Endpoint, body: dict, *, tokens: int = 3, cached: int = 0, request_id: str = "r"
 ) -> Plan:
+    question = read(endpoint, body)
     return api.answer(
-        read(endpoint, body),
+        question,
+        api.compose(question, request_id=request_id, default_tokens=tokens),
         request_id=request_id,
         created=7,
         cached_tokens=cached,
@@ -52,10 +54,10 @@ def events(plan: Plan) -> list[dict]:
         (Endpoint.CHAT, b'{"model":"m"}', 422),
         (Endpoint.CHAT, b'{"model":"m","messages":[]}', 422),
         (Endpoint.COMPLETIONS, b'{"model":"m"}', 422),
-        (Endpoint.COMPLETIONS, b'{"model":"m","prompt":["a","b"]}', 422),
+        (Endpoint.COMPLETIONS, b'{"model":"m","prompt":["a","b"]}', 400),
         (Endpoint.COMPLETIONS, b'{"model":"m","prompt":[]}', 422),
-        (Endpoint.COMPLETIONS, b'{"model":"m","prompt":"x","max_tokens":0}', 422),
-        (Endpoint.COMPLETIONS, b'{"model":"m","prompt":"x","temperature":3}', 422),
+        (Endpoint.COMPLETIONS, b'{"model":"m","prompt":"x","max_tokens":0}', 400),
+        (Endpoint.COMPLETIONS, b'{"model":"m","prompt":"x","temperature":3}', 400),
     ],
 )
 def test_bad_bodies_are_refused(endpoint: Endpoint, body: bytes, status: int):
@@ -87,7 +89,7 @@ def test_content_parts_and_null_content_are_read():
 def test_a_limit_gives_that_many_tokens_and_finish_reason_length(key: str):
     question = read(Endpoint.CHAT, CHAT | {key: 5})
     assert question.max_tokens == 5
-    assert answer(Endpoint.CHAT, CHAT | {key: 5}).finish_reason == "length"
+    assert answer(Endpoint.CHAT, CHAT | {key: 5}, tokens=5).finish_reason == "length"
     assert answer(Endpoint.CHAT, CHAT).finish_reason == "stop"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError
-from harness.mock import api, faults
+from harness.mock import api, faults, script
 from harness.mock.plan import END_MARKER, Ending, Framing, Kind, Plan
 
 TOKENS = 5
@@ -24,6 +24,7 @@ def plan(endpoint: api.Endpoint = api.Endpoint.CHAT, *, stream: bool = True) -> 
     assert isinstance(question, api.Question)
     return api.answer(
         question,
+        api.compose(question, request_id="r", default_tokens=TOKENS),
         request_id="r",
         created=0,
         cached_tokens=0,
@@ -181,15 +182,15 @@ def test_a_fault_that_is_misspelled_is_blamed_on_its_source(spelling: str, hint:
     assert caught.value.source == "here"
 
 
-def rules(tmp_path: Path, text: str) -> tuple[faults.Rule, ...]:
+def rules(tmp_path: Path, text: str) -> tuple[script.Rule, ...]:
     path = tmp_path / "faults.yaml"
     path.write_text(text)
-    return faults.load_rules(path)
+    return script.load_rules(path)
 
 
 def test_scripted_faults_meet_the_requests_named(tmp_path: Path):
     loaded = rules(tmp_path, "faults:\n- {fault: reset, requests: [2, 4]}\n")
-    met = [faults.choose(loaded, seed=0, request_id=str(n), number=n) is not None for n in range(1, 6)]
+    met = [script.choose(loaded, seed=0, request_id=str(n), number=n) is not None for n in range(1, 6)]
     assert met == [False, True, False, True, False]
 
 
@@ -200,7 +201,7 @@ def test_chance_faults_have_their_probability_and_repeat_in_any_order(tmp_path: 
     )
 
     def chosen(request_id: int, seed: int = 3) -> str | None:
-        rule = faults.choose(loaded, seed=seed, request_id=str(request_id), number=request_id)
+        rule = script.choose(loaded, seed=seed, request_id=str(request_id), number=request_id)
         return rule.spelling if rule else None
 
     forth = [chosen(i) for i in range(10_000)]

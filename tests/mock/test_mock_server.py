@@ -145,7 +145,7 @@ def test_a_fault_that_does_not_fit_the_answer_is_refused(mock: MockServer):
     with client(mock) as http:
         answer = http.post("/completions", json=COMPLETION, headers=named(x_mock_fault="no_done"))
     assert answer.status_code == 400
-    assert "is for streams" in answer.json()["error"]["message"]
+    assert "is not for this answer" in answer.json()["error"]["message"]
 
 
 def test_a_repeated_prompt_is_cached(mock: MockServer):

@@ -16,14 +16,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.errors import ConfigError
-from harness.workload.prompts import Corpus, count_tokens, mix64, quantile, words, workload
+from harness.workload.prompts import Corpus, count_tokens, follow_ups, mix64, quantile, words, workload
 from harness.workload.scenario import (
+    Burst,
     Dataset,
     Fixed,
     LogNormal,
     Normal,
     Parameters,
+    Replay,
     Scenario,
+    Seconds,
     Synthetic,
     Traffic,
     Uniform,
@@ -274,6 +277,141 @@ def test_synthetic_prompts_do_not_load_the_vocabulary():
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "False"
+
+
+# -- sessions -------------------------------------------------------------------------------------------
+
+
+def talk(scenario: Scenario, seq: int, reply_tokens=None):
+    """All turns of one session."""
+    turn, follow_up = workload(scenario)(seq)[0], follow_ups(scenario)
+    while turn is not None:
+        yield turn
+        turn = follow_up(turn, reply_tokens)
+
+
+def sessions(dialect="chat", **rest) -> Scenario:
+    entry = one(kind="stream", think_time_s=Seconds(2), output=Uniform(low=3, high=9), **rest)
+    return Scenario(count=10, traffic=(one(), entry), dialect=dialect)
+
+
+def first_session(scenario: Scenario):
+    ask = workload(scenario)
+    return next(seq for seq in range(50) if ask(seq)[0].kind == "stream")
+
+
+def test_each_turn_sends_the_conversation_so_far():
+    scenario = sessions(turns=3, prompt=Synthetic(tokens=Uniform(low=8, high=20)))
+    seq = first_session(scenario)
+    turns = list(talk(scenario, seq))
+    assert [turn.id for turn in turns] == [f"1-{seq}", f"1-{seq}.t1", f"1-{seq}.t2"]
+    assert [turn.turn for turn in turns] == [0, 1, 2]
+    assert {(turn.session, turn.seq, turn.turns, turn.think_s) for turn in turns} == {
+        (f"1-{seq}", seq, 3, 2.0)
+    }
+    for before, after in itertools.pairwise(turns):
+        assert after.messages[: len(before.messages)] == before.messages
+        reply, question = after.messages[len(before.messages) :]
+        assert (reply["role"], question["role"]) == ("assistant", "user")
+        assert count_tokens(reply["content"]) == before.max_tokens
+        assert after.prompt_tokens == sum(count_tokens(each["content"]) for each in after.messages)
+    questions = {turn.messages[-1]["content"] for turn in turns}
+    assert len(questions) == 3
+
+
+def test_a_conversation_is_one_text_where_the_dialect_has_no_messages():
+    first_turn, second = talk(scenario := sessions("completions", turns=2), first_session(scenario))
+    assert second.prompt.startswith(first_turn.prompt + " ")
+    assert second.messages is None
+    assert count_tokens(second.prompt) == second.prompt_tokens == 64 + first_turn.max_tokens + 64
+
+
+@pytest.mark.parametrize("reply_tokens", [0, 1, 300])
+def test_a_reply_stands_in_with_as_many_tokens_as_the_answer_had(reply_tokens):
+    scenario = sessions(turns=2)
+    _, second = talk(scenario, first_session(scenario), reply_tokens)
+    assert second.prompt_tokens == 64 + reply_tokens + 64
+    assert sum(count_tokens(each["content"]) for each in second.messages) == second.prompt_tokens
+
+
+def test_the_prefix_that_prompts_share_stands_once_at_the_conversation_s_start():
+    scenario = sessions(
+        "completions", turns=2, prompt=Synthetic(tokens=Fixed(tokens=50), shared_prefix_ratio=1)
+    )
+    opening, second = talk(scenario, first_session(scenario), 0)
+    question = second.prompt.removeprefix(opening.prompt + " ")
+    assert common_words(opening.prompt, question) <= 1
+
+
+def test_sessions_have_as_many_turns_as_stated():
+    scenario = sessions(turns=Uniform(low=1, high=4))
+    ask = workload(scenario)
+    drawn = [ask(seq)[0].turns for seq in range(4000) if ask(seq)[0].kind == "stream"]
+    assert stats.chisquare([drawn.count(turns) for turns in (1, 2, 3, 4)]).pvalue > 0.001
+    assert {len(list(talk(scenario, seq))) == ask(seq)[0].turns for seq in range(50)} == {True}
+
+
+def test_the_same_seed_gives_the_same_sessions():
+    scenario = sessions(turns=Uniform(low=1, high=4))
+    assert list(talk(scenario, 7)) == list(talk(scenario, 7))
+
+
+def test_the_ids_and_questions_of_all_turns_differ():
+    scenario = sessions(turns=4)
+    turns = [turn for seq in range(200) for turn in talk(scenario, seq)]
+    assert (
+        len({turn.id for turn in turns})
+        == len({turn.messages[-1]["content"] for turn in turns})
+        == len(turns)
+    )
+
+
+# -- lengths of a trace ---------------------------------------------------------------------------------
+
+
+def traced(folder: Path, *rows: dict, entry=None, bursts=(), dialect="completions"):
+    path = folder / "trace.jsonl"
+    path.write_bytes(b"\n".join(map(msgspec.json.encode, rows)))
+    replay = Replay(path=str(path), format="mooncake")
+    return Scenario(arrivals=replay, traffic=(entry or one(),), bursts=bursts, dialect=dialect)
+
+
+def row(at_ms: int, prompt: int, output: int, *blocks: int) -> dict:
+    return {"timestamp": at_ms, "input_length": prompt, "output_length": output, "hash_ids": blocks}
+
+
+def test_a_trace_s_lengths_take_the_place_of_the_entry_s(tmp_path):
+    ask = workload(
+        traced(tmp_path, row(0, 30, 7), row(9000, 700, 1), bursts=(Burst(at_s=Seconds(1), count=1),))
+    )
+    requests = first(ask, 3)
+    assert [(each.prompt_tokens, each.max_tokens) for each in requests] == [(30, 7), (64, 16), (700, 1)]
+    assert [count_tokens(each.prompt) for each in requests] == [30, 64, 700]
+
+
+def test_prompts_of_the_same_blocks_begin_with_the_same_text(tmp_path):
+    ask = workload(
+        traced(
+            tmp_path,
+            row(0, 1500, 1, 4, 5, 6),
+            row(1, 1030, 1, 4, 5, 9),
+            row(2, 1030, 1, 7, 5),
+            row(3, 600, 1, 4, 5),
+        )
+    )
+    a, b, c, d = (each.prompt for each in first(ask, 4))
+    assert [len(each.split(" ")) for each in (a, b, c, d)] == [1500, 1030, 1030, 600]
+    assert common_words(a, b) == 1024
+    assert common_words(a, c) <= 1
+    assert common_words(a, d) == 600
+    assert common_words(c.split(" ", 512)[-1], a.split(" ", 512)[-1]) == 512
+
+
+def test_a_data_set_s_prompts_keep_their_text_and_take_the_trace_s_answers(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "max_tokens": 3}')
+    entry = one(Dataset(path=str(tmp_path / "rows.jsonl")))
+    requests = first(workload(traced(tmp_path, row(0, 30, 7), row(1, 40, 8), entry=entry)), 2)
+    assert [(each.prompt, each.max_tokens) for each in requests] == [("a", 7), ("b", 3)]
 
 
 # -- data sets ------------------------------------------------------------------------------------------

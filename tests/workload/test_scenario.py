@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.analysis import budgets as analysis
 from harness.errors import ConfigError
 from harness.workload import scenario as scenarios
 from harness.workload.prompts import workload
@@ -189,6 +191,23 @@ ONE_KEY = [
     ("arrivals: {process: steps, steps: [{rate: 1, for: 5}]}", "arrivals.steps[0].for", 5, "`5s`"),
     ("retries: {statuses: [200]}", "retries.statuses[0]", 200, ">= 400"),
     ("retries: {outcomes: [ok]}", "retries.outcomes[0]", "ok", "it is one of `connect_error`"),
+    ("budgets: {latenes: 1ms}", "budgets.latenes", "1ms", "did you mean `lateness`"),
+    ("budgets: {lateness: 10}", "budgets.lateness", 10, "did you mean `10s`"),
+    ("budgets: {dropped_share: 2}", "budgets.dropped_share", 2, "a number <= 1"),
+    ("window: all", "window", "all", "it is one of `auto`"),
+    ("window: [1s]", "window", ["1s"], "expected a list of length 2"),
+    ("window: [1s, 5]", "window[1]", 5, "did you mean `5s`"),
+    ("steady_state: mser", "steady_state", "mser", "did you mean `mser5`"),
+    ("bursts: [{at: 5s}]", "bursts[0].count", None, "is missing"),
+    ("traffic: [{kind: stream, turns: 0}]", "traffic[0].turns", 0, ">= 1"),
+    (
+        "traffic: [{kind: stream, turns: two}]",
+        "traffic[0].turns",
+        "two",
+        "a whole number or a mapping, got text",
+    ),
+    ("arrivals: {process: sine, rate: 3, amplitude: 2}", "arrivals.amplitude", 2, "a number <= 1"),
+    ("arrivals: {process: replay, path: x, format: csv}", "arrivals.format", "csv", "it is one of `azure`"),
 ]
 
 
@@ -318,6 +337,39 @@ BETWEEN_KEYS = [
         "ask for 3 users",
     ),
     ("duration: 5s\nretries: {backoff: 30s}", "retries.backoff_max", "not be shorter than"),
+    ("duration: 5s\nbudgets: {cpu_span: 0s}", "budgets.cpu_span", "longer than 0s"),
+    ("duration: 9s\nwindow: [5s, 5s]", "window", "must end after it begins"),
+    ("duration: 9s\nwindow: [5s, 10s]", "window", "not end after the arrivals do, at 9s"),
+    ("duration: 9s\nwarm_up: 2s\nwindow: [1s, 5s]", "window", "not begin in the warm-up, which takes 2s"),
+    ("duration: 9s\nsteady_state: mser5\nwindow: [1s, 5s]", "steady_state", "the window is fixed"),
+    ("duration: 9s\nbursts: [{at: 8s, count: 3, over: 2s}]", "bursts[0].at", "before the arrivals do, at 9s"),
+    (
+        "duration: 9s\narrivals: {process: closed, users: 2}\nbursts: [{at: 1s, count: 3}]",
+        "bursts",
+        "a closed model has no schedule",
+    ),
+    (
+        "duration: 9s\narrivals: {process: sine, rate: 1, amplitude: 1, period: 0s}",
+        "arrivals.period",
+        "longer than 0s",
+    ),
+    (
+        "arrivals: {process: replay, path: gone.csv, format: azure, unit: ms}",
+        "arrivals.unit",
+        "only format `columns` has one",
+    ),
+    ("duration: 9s\ntraffic: [{kind: batch, turns: 2}]", "traffic[0].turns", "kind `completion` or `stream`"),
+    (
+        "duration: 9s\ntraffic: [{kind: stream, turns: 2, prompt: {source: jsonl, path: p}}]",
+        "traffic[0].turns",
+        "synthetic prompts",
+    ),
+    ("duration: 9s\ntraffic: [{kind: stream, think_time: 2s}]", "traffic[0].think_time", "set `turns`"),
+    (
+        f"duration: 9s\ntraffic: [{{kind: stream, turns: {UNIFORM}}}]",
+        "traffic[0].turns.low",
+        "which is 3",
+    ),
     ("duration: 5s\nobjectives: ['']", "objectives[0]", "ttft: p(99)"),
     ("duration: 5s\nobjectives: [slo.yaml]", "objectives[0]", "there is no file"),
     ("duration: 5s\nmock: {faults: gone.yaml}", "mock.faults", "there is no file"),
@@ -408,6 +460,12 @@ def test_each_flag_changes_its_key():
     assert changed.objectives == (*load().objectives, "ttft: p(99) < 1s")
 
 
+def test_a_sine_s_rate_can_be_set_from_the_command_line():
+    sine = scenarios.Sine(rate=5, amplitude=0.5, period_s=Seconds(10))
+    changed = override(Scenario(arrivals=sine, duration_s=Seconds(9)), rate=7)
+    assert changed.arrivals == msgspec.structs.replace(sine, rate=7)
+
+
 def test_users_of_a_closed_model_are_its_users():
     changed = override(load(shipped("closed")), users=3)
     assert changed.arrivals.users == 3
@@ -490,10 +548,24 @@ def test_every_key_is_described_in_the_schema_and_in_the_documentation(name, key
         assert f"| `{shown}` |" in row
 
 
-def test_the_documentation_s_example_is_a_valid_scenario(tmp_path):
-    documentation = (REPOSITORY / "docs" / "scenarios.md").read_text(encoding="utf-8")
-    example = documentation.split("```yaml\n", 1)[1].split("```", 1)[0]
-    assert load(write(tmp_path, example)).name == "checkout-assistant"
+DOCUMENTATION = (REPOSITORY / "docs" / "scenarios.md").read_text(encoding="utf-8")
+SHOWN = [block.split("```", 1)[0] for block in DOCUMENTATION.split("```yaml\n")[1:]]
+
+
+@pytest.mark.parametrize("example", SHOWN, ids=lambda text: text.split(":")[0])
+def test_every_example_of_the_documentation_is_a_valid_scenario(tmp_path, example):
+    (tmp_path / "trace.csv").write_text("arrived,prompt_tokens\n12,310\n")
+    ends = any(word in example for word in ("duration:", "process: steps", "process: replay"))
+    duration = "" if ends else "duration: 2m\n"
+    load(write(tmp_path, duration + example))
+
+
+def test_the_budgets_and_their_defaults_are_those_of_the_analysis():
+    stated = msgspec.structs.asdict(Scenario().budgets)
+    assert stated == dataclasses.asdict(analysis.Budgets())
+    found = dataclasses.asdict(analysis.budgets(stated))
+    assert found == stated
+    assert {type(value) for value in found.values()} == {int, float}
 
 
 def test_every_part_of_a_scenario_is_frozen_and_refuses_unknown_keys():

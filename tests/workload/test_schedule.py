@@ -6,13 +6,14 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.errors import ConfigError
 from harness.workload.scenario import (
+    Burst,
     Closed,
     Constant,
     Gamma,
@@ -21,15 +22,20 @@ from harness.workload.scenario import (
     Replay,
     Scenario,
     Seconds,
+    Sine,
     Step,
     Steps,
 )
-from harness.workload.schedule import arrivals, claims, planned, shard
+from harness.workload.schedule import arrivals, claims, lengths, planned, shard
 
 
-def plan(process, *, duration=None, count=None, seed=1) -> Scenario:
+def plan(process, *, duration=None, count=None, seed=1, bursts=()) -> Scenario:
     duration_s = None if duration is None else Seconds(duration)
-    return Scenario(arrivals=process, duration_s=duration_s, count=count, seed=seed)
+    return Scenario(arrivals=process, duration_s=duration_s, count=count, seed=seed, bursts=tuple(bursts))
+
+
+def burst(at, count, over=0.0) -> Burst:
+    return Burst(at_s=Seconds(at), count=count, over_s=Seconds(over))
 
 
 def due_s(process, **limits) -> list[float]:
@@ -55,14 +61,23 @@ PROCESSES = st.one_of(
     st.builds(Poisson, rate=RATES),
     st.builds(Gamma, rate=RATES, cv=st.floats(min_value=0.05, max_value=8)),
     st.builds(Ramp, start=RATES, end=st.floats(min_value=0, max_value=200)),
+    st.builds(
+        Sine,
+        rate=RATES,
+        amplitude=st.floats(min_value=0, max_value=1),
+        period_s=st.floats(min_value=0.1, max_value=9).map(Seconds),
+    ),
     STEPS,
 )
+SPANS = st.floats(min_value=0, max_value=4)
+BURSTS = st.lists(st.builds(burst, SPANS, st.integers(min_value=1, max_value=40), SPANS), max_size=3)
 PLANS = st.builds(
     plan,
     PROCESSES,
     duration=st.floats(min_value=0.1, max_value=8),
     count=st.none() | st.integers(min_value=1, max_value=500),
     seed=st.integers(min_value=0, max_value=2**64),
+    bursts=BURSTS,
 )
 
 
@@ -107,6 +122,7 @@ def test_another_seed_gives_another_schedule(process):
         (Poisson(rate=10), [14_429_106, 202_444_733, 346_741_625]),
         (Gamma(rate=10, cv=2), [265_509, 15_681_801, 377_747_062]),
         (Ramp(start=0, end=10), [1_315_861_987, 4_928_830_283, 6_450_503_473]),
+        (Sine(rate=10, amplitude=0.5, period_s=Seconds(10)), [105_817_333, 151_421_251, 228_284_242]),
     ],
     ids=repr,
 )
@@ -166,11 +182,23 @@ def test_the_rate_is_the_stated_one(process):
     assert abs(observed - 20_000) <= 1 + 4 * cv * math.sqrt(20_000)
 
 
+def test_poisson_counts_have_the_variance_of_their_mean():
+    counts = counts_a_second(due_s(Poisson(rate=50), duration=1000), 1000)
+    dispersion = sum((count - 50) ** 2 for count in counts) / 50
+    # The index of dispersion times n is chi-squared with n degrees of freedom.
+    assert 0.0005 < stats.chi2(1000).cdf(dispersion) < 0.9995
+
+
+def counts_a_second(due, duration):
+    counts = [0] * duration
+    for each in due:
+        counts[int(each)] += 1
+    return counts
+
+
 @pytest.mark.parametrize(("cv", "low", "high"), [(0.5, 0.15, 0.4), (1, 0.8, 1.25), (2, 2.8, 5)])
 def test_counts_are_dispersed_as_the_coefficient_of_variation_says(cv, low, high):
-    counts = [0] * 500
-    for due in due_s(Gamma(rate=100, cv=cv), duration=500):
-        counts[int(due)] += 1
+    counts = counts_a_second(due_s(Gamma(rate=100, cv=cv), duration=500), 500)
     mean = sum(counts) / len(counts)
     dispersion = sum((count - mean) ** 2 for count in counts) / len(counts) / mean
     assert low < dispersion < high  # tends to cv^2
@@ -186,6 +214,35 @@ def test_a_ramp_s_arrivals_follow_its_intensity(start, end):
         return (start * t + (end - start) * t**2 / 400) / expected
 
     assert stats.kstest(due, cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("amplitude", "period"), [(0, 20), (0.5, 20), (1, 20), (1, 7)])
+def test_a_sine_s_arrivals_follow_its_rate(amplitude, period):
+    due = due_s(Sine(rate=40, amplitude=amplitude, period_s=Seconds(period)), duration=210)
+
+    def arrived(t):
+        turn = 2 * math.pi / period
+        return 40 * (t + amplitude / turn * (1 - np.cos(turn * t)))
+
+    assert abs(len(due) - arrived(210)) < 4 * math.sqrt(arrived(210))
+    assert stats.kstest(due, lambda t: arrived(np.asarray(t)) / arrived(210)).pvalue > 0.001
+    # By the inverse of its own intensity, any Poisson process becomes one of rate 1.
+    gaps = np.diff([0, *arrived(np.asarray(due))])
+    assert stats.kstest(gaps, stats.expon().cdf).pvalue > 0.001
+
+
+def test_a_burst_comes_on_top_and_changes_nothing_else():
+    plain = due_s(Poisson(rate=20), duration=60)
+    both = due_s(Poisson(rate=20), duration=60, bursts=[burst(10, 100), burst(30, 4, over=2)])
+    extra = list(both)
+    for due in plain:
+        extra.remove(due)
+    assert extra == [10.0] * 100 + [30.0, 30.5, 31.0, 31.5]
+
+
+def test_a_burst_is_cut_by_duration_and_count():
+    assert due_s(Constant(rate=1), duration=3, bursts=[burst(2, 4, over=4)]) == [0, 1, 2, 2]
+    assert due_s(Constant(rate=1), count=3, bursts=[burst(0, 5)]) == [0, 0, 0]
 
 
 def test_steps_have_each_their_rate_and_a_pause_is_a_pause():
@@ -218,19 +275,8 @@ def trace(folder: Path, name: str, text: str, **settings) -> Replay:
     return Replay(path=str(folder / name), **settings)
 
 
-TRACES = [
-    ("t.csv", "timestamp\n10\n10.5\n12\n", {}, [0, 0.5, 2]),
-    ("t.csv", "\ufeffwhen,n\r\n1000,1\r\n1500,2\r\n", {"column": "when", "unit": "ms"}, [0, 0.5]),
-    ("t.jsonl", '{"timestamp": 3}\n\n{"timestamp": 5, "n": 1}\n', {}, [0, 2]),
-    ("t.jsonl", '{"timestamp": 3}\n{"timestamp": 5}\n', {"scale": 0.5}, [0, 1]),
-    ("t.jsonl", '{"timestamp": 9}\n{"timestamp": 7}\n{"timestamp": "8"}\n', {}, [0, 1, 2]),
-    ("t.jsonl", '{"timestamp": 7}\n{"timestamp": 7}', {}, [0, 0]),
-]
-
-
-@pytest.mark.parametrize(("name", "text", "settings", "expected"), TRACES)
-def test_a_trace_is_replayed_from_its_first_time_on(tmp_path, name, text, settings, expected):
-    assert due_s(trace(tmp_path, name, text, **settings)) == expected
+def test_a_trace_is_replayed_from_its_first_time_on(tmp_path):
+    assert due_s(trace(tmp_path, "t.csv", "timestamp\n10\n10.5\n12\n")) == [0, 0.5, 2]
 
 
 def test_a_trace_is_cut_by_duration_and_count(tmp_path):
@@ -239,32 +285,19 @@ def test_a_trace_is_cut_by_duration_and_count(tmp_path):
     assert due_s(replay, count=2) == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "line", "remedy"),
-    [
-        ("t.csv", "when\n1\n", ":2", "set `arrivals.column` to one of `when`"),
-        ("t.csv", "timestamp,n\n1,1\nsoon,2\n", ":3", "a time in numbers"),
-        ("t.csv", "timestamp\nnan\n", ":2", "a time in numbers"),
-        ("t.jsonl", '{"timestamp": 1}\n{"time": 1}\n', ":2", "is missing"),
-        ("t.jsonl", '{"timestamp": 1}\n{"timestamp"\n', ":2", "is no JSON object"),
-        ("t.jsonl", "[1]\n", ":1", "is no JSON object"),
-        ("t.jsonl", '{"timestamp": true}\n', ":1", "a time in numbers"),
-        ("t.jsonl", '{"timestamp": [1]}\n', ":1", "a time in numbers"),
-        ("t.csv", "timestamp\n", "", "holds no arrivals"),
-        ("t.jsonl", "", "", "holds no arrivals"),
-    ],
-)
-def test_a_bad_trace_is_blamed_by_file_and_line(tmp_path, name, text, line, remedy):
-    replay = trace(tmp_path, name, text)
-    with pytest.raises(ConfigError) as caught:
-        due_s(replay)
-    assert caught.value.source == f"{replay.path}{line}"
-    assert remedy in caught.value.remedy
+def test_each_arrival_has_the_lengths_of_its_row_and_a_burst_has_none(tmp_path):
+    rows = "".join(f"{row},{100 + row}\n" for row in range(5))
+    replay = trace(tmp_path, "t.csv", "timestamp,n\n" + rows, prompt_column="n")
+    scenario = plan(replay, bursts=[burst(1, 2), burst(2.5, 1), burst(9, 1)])
+    due = [arrival.due_ns / 1e9 for arrival in arrivals(scenario)]
+    of = lengths(scenario)
+    found = [each and each.prompt_tokens for each in map(of, range(len(due)))]
+    assert due == [0, 1, 1, 1, 2, 2.5, 3, 4, 9]
+    assert found == [100, 101, None, None, 102, None, 103, 104, None]
 
 
-def test_a_trace_that_is_gone_is_blamed(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
-        due_s(Replay(path=str(tmp_path / "gone.csv")))
+def test_no_other_process_knows_lengths():
+    assert lengths(plan(Poisson(rate=1), duration=1))(0) is None
 
 
 # -- the closed model -----------------------------------------------------------------------------------

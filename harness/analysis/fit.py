@@ -1,0 +1,348 @@
+"""A latency profile of the mock that behaves like a recorded run: its two distributions, or its engine.
+
+An engine's step takes base + sequence * decoding + kv_token * KV tokens + prefill_token * prompt tokens
+(mock/engine.py). In a stream each gap between two tokens is such a step, and the other streams of the run
+tell what the server was doing meanwhile; so the shares are found by least squares over all gaps. A share is
+identified if its 95 % interval excludes zero, by a jackknife over 20 blocks of time (gaps within a block are
+far from independent). If no share but the base is, the load did not show in the run (it was too light, or a
+drop in a large service's sea), and the profile draws from distributions instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy import stats
+
+from harness.errors import ConfigError
+from harness.record import Outcome
+
+Floats = NDArray[np.float64]
+
+_SHARES = ("base", "sequence", "kv_token", "prefill_token")
+_BLOCKS = 20
+_STREAMS_AT_LEAST = 30
+_GAPS_AT_MOST = 300_000
+_CLOSE = 0.05
+"""Kolmogorov-Smirnov distance up to which a log-normal is taken to be the distribution."""
+_QUANTILES = (0.0, *(round(0.05 * i, 2) for i in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
+_WHOLE_BATCH = 256
+
+
+class Distribution(msgspec.Struct, frozen=True):
+    """How long something took, in seconds, as a distribution of the mock's profiles."""
+
+    n: int
+    mean_s: float
+    kind: str
+    """`fixed`, `lognormal`, or `quantiles` where neither is close."""
+    parameters: Mapping[str, float | Sequence[tuple[float, float]]]
+
+
+class Share(msgspec.Struct, frozen=True):
+    """One share of a step's time, with its 95 % interval, in seconds."""
+
+    value_s: float
+    low_s: float
+    high_s: float
+
+
+class Fit(msgspec.Struct, frozen=True):
+    """A profile, and how it was found."""
+
+    streams: int
+    gaps: int
+    ttft: Distribution
+    """Of the whole time to the first token; with an engine, of what its steps do not explain."""
+    itl: Distribution
+    engine: Mapping[str, Share] | None
+    """The identified shares of a step's time, by name; None if the load did not show."""
+    explained: float
+    """The share of the gaps' variance that the engine explains."""
+    jitter: float
+    """Sigma of the logarithm of gap over step time."""
+    peak_batch: int
+    """Most streams that were being decoded at once."""
+    output_tokens: int
+    models: Sequence[str]
+
+
+class _Streams(msgspec.Struct, frozen=True):
+    """Finished streams with two tokens or more, in order of first tokens. Times in seconds."""
+
+    sent_s: Floats
+    first_s: Floats
+    last_s: Floats
+    prompt: Floats
+    computed: Floats
+    """Prompt tokens that no cache held."""
+    lengths: NDArray[np.int64]
+    stamps_s: Floats
+    """All chunks, stream after stream."""
+
+
+class _Load(msgspec.Struct, frozen=True):
+    """What the server was doing, for each of some moments: the terms of a step's time."""
+
+    decoding: Floats
+    kv_tokens: Floats
+
+
+def fit(table: pa.Table, source: str) -> Fit:
+    """Find the profile.
+
+    Args:
+        table: of `runlog.SCHEMA`.
+        source: where it comes from, for the blame.
+
+    Raises:
+        ConfigError: the run has too few finished streams.
+    """
+    streams = _streams(table)
+    if len(streams.lengths) < _STREAMS_AT_LEAST:
+        remedy = f"fit a run of at least {_STREAMS_AT_LEAST} finished streams of two tokens or more"
+        raise ConfigError(source, "streams", len(streams.lengths), remedy)
+    gap_s, terms, when_s = _gaps(streams)
+    kept = slice(None, None, max(1, math.ceil(len(gap_s) / _GAPS_AT_MOST)))
+    shares = _shares(terms[kept], gap_s[kept], when_s[kept])
+    ttft_s = streams.first_s - streams.sent_s
+    itl = distribution(gap_s)
+    explained = jitter = 0.0
+    identified = shares if set(shares) - {"base"} else None
+    if identified is not None:
+        predicted_s = _predict(identified, terms)
+        explained = 1.0 - float(np.var(gap_s - predicted_s) / np.var(gap_s))
+        jitter = _spread(gap_s, predicted_s)
+        ttft_s = _unexplained(identified, streams)
+    return Fit(
+        streams=len(streams.lengths),
+        gaps=len(gap_s),
+        ttft=distribution(ttft_s),
+        itl=itl,
+        engine=identified,
+        explained=explained,
+        jitter=jitter,
+        peak_batch=int(terms[:, 1].max()),
+        output_tokens=int(np.median(streams.lengths)),
+        models=sorted(set(table.column("model").to_pylist())),
+    )
+
+
+def distribution(values_s: Floats) -> Distribution:
+    """The simplest distribution that is close to these durations."""
+    n, mean_s = len(values_s), float(values_s.mean())
+    low, middle, high = np.quantile(values_s, [0.01, 0.5, 0.99])
+    if high - low <= 0.01 * middle or high == 0.0:
+        return Distribution(n, mean_s, "fixed", {"value": float(middle)})
+    if values_s.min() > 0.0:
+        logs = np.log(values_s)
+        mu, sigma = float(logs.mean()), float(logs.std())
+        if sigma <= 5 and stats.kstest(logs, "norm", args=(mu, sigma)).statistic <= _CLOSE:
+            return Distribution(n, mean_s, "lognormal", {"median": math.exp(mu), "sigma": sigma})
+    found = np.quantile(values_s, _QUANTILES)
+    points = [(share, max(0.0, float(value))) for share, value in zip(_QUANTILES, found, strict=True)]
+    return Distribution(n, mean_s, "quantiles", {"points": points})
+
+
+# -- what was going on ------------------------------------------------------------------------------------
+
+
+def _streams(table: pa.Table) -> _Streams:
+    finished = pc.and_(
+        pc.equal(table.column("outcome"), str(Outcome.OK)),
+        pc.greater(pc.list_value_length(table.column("chunk_ns")), 1),
+    )
+    known = pc.and_(pc.is_valid(table.column("sent_ns")), pc.is_valid(table.column("prompt_tokens")))
+    rows = table.filter(pc.and_(finished, known)).sort_by("first_token_ns")
+    lengths = pc.list_value_length(rows.column("chunk_ns")).to_numpy().astype(np.int64)
+    stamps_s = pc.list_flatten(rows.column("chunk_ns")).to_numpy() / 1e9
+    ends = np.cumsum(lengths)
+    prompt = rows.column("prompt_tokens").to_numpy().astype(np.float64)
+    cached = pc.fill_null(rows.column("cached_tokens"), 0).to_numpy().astype(np.float64)
+    return _Streams(
+        sent_s=rows.column("sent_ns").to_numpy() / 1e9,
+        first_s=stamps_s[ends - lengths],
+        last_s=stamps_s[ends - 1],
+        prompt=prompt,
+        computed=np.maximum(prompt - cached, 1.0),
+        lengths=lengths,
+        stamps_s=stamps_s,
+    )
+
+
+def _gaps(streams: _Streams) -> tuple[Floats, Floats, Floats]:
+    """All gaps, the terms of their steps' times (columns as `_SHARES`), and when they were."""
+    owner = np.repeat(np.arange(len(streams.lengths)), streams.lengths)
+    inside = owner[1:] == owner[:-1]
+    start_s, end_s = streams.stamps_s[:-1][inside], streams.stamps_s[1:][inside]
+    gap_s = end_s - start_s
+    middle_s = start_s + gap_s / 2
+    load = _load(streams, middle_s)
+    # First tokens of the same step come at the same time as this gap's end, give or take the network: those
+    # within half a gap of it are counted.
+    computed = np.concatenate(([0.0], np.cumsum(streams.computed)))
+    after = np.searchsorted(streams.first_s, end_s + gap_s / 2)
+    prefilled = computed[after] - computed[np.searchsorted(streams.first_s, middle_s)]
+    terms = np.column_stack([np.ones(len(gap_s)), load.decoding, load.kv_tokens, prefilled])
+    return gap_s, terms, middle_s
+
+
+def _load(streams: _Streams, at_s: Floats) -> _Load:
+    began = np.searchsorted(streams.first_s, at_s, side="right")
+    ended_s = np.sort(streams.last_s)
+    ended = np.searchsorted(ended_s, at_s, side="right")
+    order = np.argsort(streams.last_s)
+    whole = (streams.prompt + streams.lengths)[order]
+    told = np.searchsorted(np.sort(streams.stamps_s), at_s, side="right")
+    prompts = np.concatenate(([0.0], np.cumsum(streams.prompt)))[began]
+    gone = np.concatenate(([0.0], np.cumsum(whole)))[ended]
+    return _Load((began - ended).astype(np.float64), (prompts + told - gone).astype(np.float64))
+
+
+# -- least squares ------------------------------------------------------------------------------------------
+
+
+def _shares(terms: Floats, gap_s: Floats, when_s: Floats) -> dict[str, Share]:
+    """The shares that are identified, and the base."""
+    blocks = np.minimum(
+        (_BLOCKS * (when_s - when_s.min()) / max(float(np.ptp(when_s)), 1e-9)).astype(np.int64), _BLOCKS - 1
+    )
+    # Scaled to a maximum of one, so that the equations are well conditioned.
+    scale = np.maximum(terms.max(axis=0), 1.0)
+    scaled = terms / scale
+    squares = np.array([scaled[blocks == i].T @ scaled[blocks == i] for i in range(_BLOCKS)])
+    products = np.array([scaled[blocks == i].T @ gap_s[blocks == i] for i in range(_BLOCKS)])
+    columns = [i for i in range(len(_SHARES)) if np.ptp(terms[:, i]) > 0 or i == 0]
+    while True:
+        value, error = _jackknife(squares, products, columns)
+        low, high = value - error, value + error
+        # The base needs no proof, but it cannot be negative.
+        doubtful = [i for i, column in enumerate(columns) if (low if column else value)[i] <= 0]
+        if not doubtful:
+            return {
+                _SHARES[column]: Share(*(float(x[i] / scale[column]) for x in (value, low, high)))
+                for i, column in enumerate(columns)
+            }
+        columns.pop(min(doubtful, key=lambda i: value[i] / error[i] if error[i] else 0.0))
+
+
+def _jackknife(squares: Floats, products: Floats, columns: Sequence[int]) -> tuple[Floats, Floats]:
+    """Least squares, and half the width of the 95 % interval by leaving out one block after the other."""
+    square = squares[:, columns][:, :, columns]
+    product = products[:, columns]
+
+    def solved(left: Floats, right: Floats) -> Floats:
+        found: Floats = np.linalg.lstsq(left, right, rcond=None)[0]
+        return found
+
+    value = solved(square.sum(axis=0), product.sum(axis=0))
+    without = np.array(
+        [
+            solved(square.sum(axis=0) - one, product.sum(axis=0) - other)
+            for one, other in zip(square, product, strict=True)
+        ]
+    )
+    squared = ((without - without.mean(axis=0)) ** 2).mean(axis=0)
+    error: Floats = stats.t.ppf(0.975, len(without) - 1) * np.sqrt((len(without) - 1) * squared)
+    return value, error
+
+
+def _predict(shares: Mapping[str, Share], terms: Floats) -> Floats:
+    values = np.array([shares[name].value_s if name in shares else 0.0 for name in _SHARES])
+    predicted: Floats = np.maximum(terms @ values, 1e-6)
+    return predicted
+
+
+def _spread(gap_s: Floats, predicted_s: Floats) -> float:
+    """Sigma of the logarithm of the ratio, by the median absolute deviation: lumps on the wire do not count."""
+    some = gap_s > 0
+    logs = np.log(gap_s[some] / predicted_s[some])
+    return min(2.0, float(stats.median_abs_deviation(logs, scale="normal")))
+
+
+def _unexplained(shares: Mapping[str, Share], streams: _Streams) -> Floats:
+    """The part of each time to first token that is neither the step of its prompt nor the wait for it.
+
+    An arrival at a busy engine waits for half a step on average. What differs by less than a step is the
+    luck of that wait, and its median is taken.
+    """
+    load = _load(streams, streams.sent_s)
+    nothing = np.zeros(len(load.decoding))
+    terms = np.column_stack([np.ones(len(nothing)), load.decoding, load.kv_tokens, nothing])
+    under_way_s = _predict(shares, terms)
+    terms[:, 3] = streams.computed
+    explained_s = _predict(shares, terms) + np.where(load.decoding > 0, under_way_s / 2, 0.0)
+    left_s = np.maximum(streams.first_s - streams.sent_s - explained_s, 0.0)
+    low_s, middle_s, high_s = np.quantile(left_s, [0.25, 0.5, 0.75])
+    return np.full(len(left_s), middle_s) if high_s - low_s <= np.median(under_way_s) else left_s
+
+
+# -- the file -----------------------------------------------------------------------------------------------
+
+
+def profile_text(found: Fit, run: str) -> str:
+    """The profile as a YAML file for `harness mock --profile`, with what it rests on.
+
+    Args:
+        found: by `fit`.
+        run: the run's name, for the description.
+    """
+    models = ", ".join(found.models)
+    lines = [
+        f"# Fitted to the run {run} ({models}): {found.streams:,} finished streams, {found.gaps:,} gaps between",
+        f"# tokens of {found.itl.mean_s * 1e3:.4g} ms on average.",
+    ]
+    if found.engine is None:
+        lines += [
+            "# How gaps depend on load is not identifiable from this run: no share of a step's time but the",
+            "# base had a 95 % interval above zero. The distributions below take no notice of load.",
+        ]
+    else:
+        lines.append(f"# The engine explains {found.explained:.0%} of the gaps' variance. 95 % intervals:")
+        lines += [
+            f"#   {name:13} {_duration(share.low_s)} to {_duration(share.high_s)}"
+            for name, share in found.engine.items()
+        ]
+        left = [name for name in _SHARES if name not in found.engine]
+        if left:
+            lines.append(f"# Not identifiable from this run, and left at zero: {', '.join(left)}.")
+        lines.append("# Queue, KV blocks and step_tokens cannot be told from outside: no limits, and the default.")
+    lines += [f"description: fitted to {run}", f"ttft: {_flow(found.ttft)}"]
+    if found.engine is None:
+        lines.append(f"itl: {_flow(found.itl)}")
+    else:
+        step = ", ".join(f"{name}: {_duration(share.value_s)}" for name, share in found.engine.items())
+        lines += [
+            "engine:",
+            f"  step: {{{step}}}",
+            f"  jitter: {found.jitter:.3f}",
+            f"  batch: {max(_WHOLE_BATCH, found.peak_batch)}",
+        ]
+    return "\n".join([*lines, f"output_tokens: {found.output_tokens}", ""])
+
+
+def _flow(found: Distribution) -> str:
+    match found.parameters:
+        case {"value": float(value)}:
+            inner = f"value: {_duration(value)}"
+        case {"median": float(median), "sigma": float(sigma)}:
+            inner = f"median: {_duration(median)}, sigma: {sigma:.4f}"
+        case {"points": list(points)}:
+            inner = "points: [" + ", ".join(f"[{share:g}, {_duration(at)}]" for share, at in points) + "]"
+        case _:
+            raise AssertionError(found)
+    return f"{{distribution: {found.kind}, {inner}}}"
+
+
+def _duration(seconds: float) -> str:
+    """Four digits in the unit that suits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.4g}{unit}"
+    return f"{max(seconds, 0.0) * 1e9:.4f}".rstrip("0").rstrip(".") + "ns"

@@ -1,0 +1,180 @@
+"""The instrument's own error: what the client measured, less what the server's truth log says it did.
+
+    added TTFT       (first token at client - due) - (first token at server - request's arrival there)
+    added response   the same to the end of the answer
+    error of ITL     | gap at client - gap at server |, gap by gap
+
+Both sides stamp with CLOCK_MONOTONIC, which all processes of one boot share, but each difference is taken
+within one side first: no offset between clocks could enter. What is added holds the client's lateness,
+its writing and reading, and the loopback both ways; in a closed loop it counts from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from harness.analysis.measures import Window
+from harness.analysis.stats import Distribution, distribution
+from harness.record import Outcome, Sample
+
+FACTOR = 3.0
+"""A figure must be this many times the floor to be resolved: then the floor is at most a third of it."""
+
+_FLOOR_OF = {"itl": "itl", "itl_longest": "itl", "tpot": "itl", "response": "response", "service": "response"}
+
+
+class Truth(msgspec.Struct, frozen=True):
+    """What the mock's truth log says of a request; stamps in nanoseconds of its monotonic clock."""
+
+    request_id: str
+    arrived_ns: int
+    chunk_ns: tuple[int, ...] = ()
+    ended_ns: int | None = None
+    lateness_max_ns: int = 0
+
+
+class Floor(msgspec.Struct, frozen=True):
+    """The noise floor at one load on one machine; written as calibration.json. Times are seconds."""
+
+    run: str
+    """Name of the run folder that it was measured in."""
+    profile: str
+    """Latency profile of the mock that was driven."""
+    window_s: Window
+    rate_per_s: float
+    """Requests compared a second."""
+    requests: int
+    """Those compared: answered, and found in the truth log."""
+    unmatched: int
+    """Requests of the window that failed, or that the truth log does not know."""
+    miscounted: int
+    """Streams of which the client saw more or fewer chunks than were sent."""
+    added: dict[str, Distribution]
+    """`ttft`, `response`, and the error of `itl`."""
+    lateness: Distribution
+    """Of the client's timer: start less due. Empty in a closed loop."""
+    hub_lag_max_s: float
+    cpu_share: float
+    """Of one core, mean over the workers."""
+    mock_lateness_max_s: float
+    """By how much the mock missed its own due times: it is in neither side's figures."""
+
+
+def floor(
+    requests: pa.Table,
+    truths: Iterable[Truth],
+    samples: Sequence[Sample],
+    window: Window,
+    *,
+    run: str,
+    profile: str,
+) -> Floor:
+    """Compare a run's records with the truth.
+
+    Args:
+        requests: of `runlog.MERGED_SCHEMA`, one attempt a request.
+        truths: the mock's log.
+        samples: the workers' health.
+        window: seconds from the run's start; requests that were due (or began) in it are compared.
+        run: the run folder's name.
+        profile: of the mock.
+    """
+    by_id = {truth.request_id: truth for truth in truths}
+    judged = [row for row in _rows(requests) if window[0] <= _origin_ns(row) / 1e9 < window[1]]
+    pairs = [
+        (row, by_id[row["request_id"]])
+        for row in judged
+        if row["outcome"] == Outcome.OK and row["request_id"] in by_id
+    ]
+    equal = [(row, truth) for row, truth in pairs if len(row["chunk_ns"]) == len(truth.chunk_ns)]
+    ttft_ns = [
+        row["first_token_ns"] - _origin_ns(row) - (truth.chunk_ns[0] - truth.arrived_ns)
+        for row, truth in pairs
+        if row["first_token_ns"] is not None and truth.chunk_ns
+    ]
+    response_ns = [
+        row["ended_ns"] - _origin_ns(row) - (truth.ended_ns - truth.arrived_ns)
+        for row, truth in pairs
+        if truth.ended_ns is not None
+    ]
+    itl_ns = [np.abs(np.diff(row["chunk_ns"]) - np.diff(truth.chunk_ns)) for row, truth in equal]
+    # The last sample holds Locust's own stop, which costs the event loop some 60 ms: no traffic meets it.
+    healthy = [each for each in samples if _middle_s(each) >= window[0] and each.t_ns / 1e9 <= window[1]]
+    late_ns = [row["started_ns"] - row["due_ns"] for row, _ in pairs if row["due_ns"] is not None]
+    return Floor(
+        run=run,
+        profile=profile,
+        window_s=window,
+        rate_per_s=len(pairs) / (window[1] - window[0]),
+        requests=len(pairs),
+        unmatched=len(judged) - len(pairs),
+        miscounted=len(pairs) - len(equal),
+        added={
+            "ttft": _distribution(ttft_ns, "ttft"),
+            "response": _distribution(response_ns, "response"),
+            "itl": _distribution(np.concatenate(itl_ns) if itl_ns else [], "itl", independent=False),
+        },
+        lateness=_distribution(late_ns, "lateness"),
+        hub_lag_max_s=max((sample.hub_lag_max_ns for sample in healthy), default=0) / 1e9,
+        cpu_share=_cpu_share(healthy),
+        mock_lateness_max_s=max((truth.lateness_max_ns for _, truth in pairs), default=0) / 1e9,
+    )
+
+
+def floor_s(measured: Floor, measure: str) -> float | None:
+    """The floor of a measure in seconds: the P99 of what is added, or the maximum where n is too small.
+
+    Measures to a first token or event take that of TTFT, or, where nothing was streamed, of response.
+    """
+    wanted = measured.added[_FLOOR_OF.get(measure, "ttft")]
+    spread = wanted if wanted.n else measured.added["response"]
+    p99 = spread.quantiles["p99"].value if spread.n else None
+    return spread.maximum if p99 is None else p99
+
+
+def resolvable(figure_s: float, measured: Floor, measure: str = "response") -> bool:
+    """Whether a judged time stands far enough above the instrument's own error to mean anything.
+
+    Args:
+        figure_s: what was measured, in seconds.
+        measured: the noise floor at this load.
+        measure: name of `measures.MEASURES`, or `itl`.
+    """
+    least_s = floor_s(measured, measure)
+    return least_s is not None and figure_s >= FACTOR * least_s
+
+
+_COLUMNS = ("request_id", "outcome", "due_ns", "started_ns", "first_token_ns", "ended_ns", "chunk_ns")
+
+
+def _rows(requests: pa.Table) -> Iterator[Mapping[str, Any]]:
+    return iter(requests.select(_COLUMNS).to_pylist())
+
+
+def _origin_ns(row: Mapping[str, Any]) -> int:
+    """Due or, in a closed loop, started."""
+    stamp: int = row["started_ns"] if row["due_ns"] is None else row["due_ns"]
+    return stamp
+
+
+def _distribution(
+    values_ns: Sequence[int] | NDArray[np.int64], measure: str, *, independent: bool = True
+) -> Distribution:
+    seconds = np.asarray(values_ns, dtype=np.float64) / 1e9
+    return distribution(seconds, measure, "s", independent=independent)
+
+
+def _middle_s(sample: Sample) -> float:
+    """The middle of the second that a sample sums up."""
+    return sample.t_ns / 1e9 - sample.wall_s / 2
+
+
+def _cpu_share(samples: Sequence[Sample]) -> float:
+    wall_s = sum(sample.wall_s for sample in samples)
+    return sum(sample.cpu_s for sample in samples) / wall_s if wall_s else 0.0

@@ -1,0 +1,273 @@
+"""Checks of the workers by their own samples: was there enough of the machine, and was it steady?"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.analysis.budgets import Budgets, Check, lateness_budget, shown, tightest_threshold
+from harness.analysis.goodness import Criterion
+from harness.analysis.measures import Measures, Window
+from harness.record import Run, Sample
+
+
+def check_health(
+    measures: Measures,
+    samples: Sequence[Sample],
+    window: Window,
+    *,
+    run: Run,
+    objectives: Sequence[Criterion],
+    budgets: Budgets,
+) -> Iterator[Check]:
+    """Judge the workers in the window; for the arguments see `validity.validate`."""
+    chosen = [
+        each for each in samples if window[0] < each.t_ns / 1e9 and each.t_ns / 1e9 - each.wall_s < window[1]
+    ]
+    yield from _sampled(chosen, window, run, budgets)
+    if not chosen:
+        return
+    workers = _by_worker(chosen)
+    yield _cpu(workers, run, budgets)
+    yield _hub_lag(chosen, objectives, budgets)
+    yield _hub_lag_p99(workers, budgets)
+    yield _collections(chosen, budgets)
+    yield from _files(chosen, budgets)
+    yield from _littles_law(measures, workers, window, objectives, budgets)
+    yield from _clock(_by_worker(samples), run, budgets)
+
+
+def _sampled(samples: Sequence[Sample], window: Window, run: Run, budgets: Budgets) -> Iterator[Check]:
+    """Silence is no proof of health: in a window long enough to sample, each worker must have done so."""
+    if window[1] - window[0] < budgets.cpu_span_s:
+        return
+    seen = len(_by_worker(samples))
+    passed = seen >= run.workers
+    yield Check(
+        "sampled",
+        passed=passed,
+        observed=seen,
+        budget=run.workers,
+        unit="workers",
+        n=len(samples),
+        cause=f"{seen} of {run.workers} workers left samples of their own health",
+        remedy="" if passed else "run it again: a worker died or was stopped",
+    )
+
+
+def _by_worker(samples: Iterable[Sample]) -> dict[int, list[Sample]]:
+    grouped: dict[int, list[Sample]] = defaultdict(list)
+    for each in sorted(samples, key=lambda sample: sample.t_ns):
+        grouped[each.worker].append(each)
+    return grouped
+
+
+def _cpu(workers: dict[int, list[Sample]], run: Run, budgets: Budgets) -> Check:
+    worst = max(_busiest(mine, budgets.cpu_span_s) for mine in workers.values())
+    passed = worst <= budgets.cpu_share
+    return Check(
+        "cpu",
+        passed=passed,
+        observed=worst,
+        budget=budgets.cpu_share,
+        unit="cores",
+        n=sum(map(len, workers.values())),
+        cause=f"the busiest worker used {worst:.0%} of a core over {budgets.cpu_span_s:g} s",
+        remedy="" if passed else f"raise --workers to {math.ceil(run.workers * worst / 0.6)}",
+    )
+
+
+def _busiest(samples: Sequence[Sample], span_s: float) -> float:
+    """The highest CPU share over any run of samples that spans `span_s`, or over all if none does."""
+    wall = np.cumsum([0.0, *(each.wall_s for each in samples)])
+    cpu = np.cumsum([0.0, *(each.cpu_s for each in samples)])
+    ends = np.searchsorted(wall, wall + span_s - 1e-9)
+    starts = np.flatnonzero(ends < len(wall))
+    if not len(starts):
+        return float(cpu[-1] / wall[-1]) if wall[-1] > 0 else 0.0
+    stops = ends[starts]
+    return float(((cpu[stops] - cpu[starts]) / (wall[stops] - wall[starts])).max())
+
+
+_FREE_THE_CPU = "free this machine's CPU, or raise --workers"
+
+
+def _hub_lag(samples: Sequence[Sample], objectives: Sequence[Criterion], budgets: Budgets) -> Check:
+    tightest = tightest_threshold(objectives)
+    budget = budgets.hub_lag_s
+    if tightest is not None:
+        budget = max(budgets.hub_lag_floor_s, min(budget, budgets.hub_lag_of_threshold * tightest))
+    lag = max(each.hub_lag_max_ns for each in samples) / 1e9
+    passed = lag <= budget
+    return Check(
+        "hub_lag",
+        passed=passed,
+        observed=lag,
+        budget=budget,
+        unit="s",
+        n=len(samples),
+        cause=f"the event loop was away for up to {shown(lag)}, {shown(budget)} are allowed",
+        remedy="" if passed else _FREE_THE_CPU,
+    )
+
+
+def _hub_lag_p99(workers: dict[int, list[Sample]], budgets: Budgets) -> Check:
+    wait = max(waited(mine, 0.99) for mine in workers.values())
+    passed = wait <= budgets.hub_lag_p99_s
+    return Check(
+        "hub_lag_p99",
+        passed=passed,
+        observed=wait,
+        budget=budgets.hub_lag_p99_s,
+        unit="s",
+        n=sum(map(len, workers.values())),
+        cause=f"an event waited {shown(wait)} for the event loop at P99, "
+        f"{shown(budgets.hub_lag_p99_s)} are allowed",
+        remedy="" if passed else _FREE_THE_CPU,
+    )
+
+
+def waited(samples: Sequence[Sample], p: float) -> float:
+    """The p-quantile of how long an event at a random moment waits for one worker's event loop, in seconds.
+
+    Counting probes would hide a stall, during which none is taken; so moments are counted. In a stall of
+    length L, an event waits longer than x if it comes more than x before the stall's end: the share of
+    such moments is the sum of max(0, L - x) over all stalls, by the time. The quantile is the x at which
+    it is 1 - p: the highest of (L_1 + ... + L_k - (1 - p) time) / k, with L in descending order.
+    """
+    stalls = np.sort(np.array([stall for each in samples for stall in each.hub_stalls_ns]) / 1e9)[::-1]
+    if not len(stalls):
+        return 0.0
+    allowed = (1 - p) * sum(each.wall_s for each in samples)
+    return max(0.0, float(((np.cumsum(stalls) - allowed) / np.arange(1, len(stalls) + 1)).max()))
+
+
+def _collections(samples: Sequence[Sample], budgets: Budgets) -> Check:
+    pause = max(each.gc_pause_max_ns for each in samples) / 1e9
+    passed = pause <= budgets.gc_pause_s
+    return Check(
+        "gc_pause",
+        passed=passed,
+        observed=pause,
+        budget=budgets.gc_pause_s,
+        unit="s",
+        n=len(samples),
+        cause=f"the longest garbage collection took {shown(pause)}, {shown(budgets.gc_pause_s)} are allowed",
+        remedy=""
+        if passed
+        else "raise --workers, so that each holds fewer objects, or free this machine's CPU",
+    )
+
+
+def _files(samples: Sequence[Sample], budgets: Budgets) -> Iterator[Check]:
+    limited = [each for each in samples if each.file_limit > 0]
+    if not limited:
+        return
+    worst = max(limited, key=lambda each: each.open_files / each.file_limit)
+    share = worst.open_files / worst.file_limit
+    passed = share <= budgets.files_share
+    yield Check(
+        "files",
+        passed=passed,
+        observed=share,
+        budget=budgets.files_share,
+        unit="1",
+        n=len(limited),
+        cause=f"a worker had {worst.open_files:,} of the {worst.file_limit:,} files open that the system "
+        "allows it",
+        remedy="" if passed else f"raise the limit (ulimit -n {2 * worst.file_limit}), or raise --workers",
+    )
+
+
+def _littles_law(
+    measures: Measures,
+    workers: dict[int, list[Sample]],
+    window: Window,
+    objectives: Sequence[Criterion],
+    budgets: Budgets,
+) -> Iterator[Check]:
+    """Mean in flight = rate x mean time: do the workers' counts and the records' stamps agree?
+
+    The records' side is taken at the very instants of the samples, as the number of arrivals that had
+    started and not ended: its mean over all instants is rate x mean time (Little 1961), and what chance
+    does to the one side it does to the other. The worker counts an arrival from its dispatch to the end
+    of its bookkeeping, so as many as arrive within the budget of lateness are no contradiction.
+    """
+    started, ended, owner = _spans(measures)
+    if not len(started):
+        return
+    counted = recorded = 0.0
+    for worker, samples in workers.items():
+        at = np.array([each.t_ns for each in samples]) / 1e9
+        mine = owner == worker
+        under_way = np.searchsorted(np.sort(started[mine]), at, side="right") - np.searchsorted(
+            np.sort(ended[mine]), at, side="right"
+        )
+        counted += float(np.mean([each.in_flight for each in samples]))
+        recorded += float(under_way.mean())
+    rate = ((started >= window[0]) & (started < window[1])).sum() / (window[1] - window[0])
+    slack = max(1.0, float(rate) * lateness_budget(objectives, budgets))
+    budget = budgets.in_flight_share * recorded + slack
+    passed = abs(counted - recorded) <= budget
+    yield Check(
+        "littles_law",
+        passed=passed,
+        observed=abs(counted - recorded),
+        budget=budget,
+        unit="arrivals",
+        n=sum(map(len, workers.values())),
+        cause=f"{counted:,.1f} arrivals were in flight on average by the workers' count, {recorded:,.1f} by "
+        "the records' rate x mean time",
+        remedy=""
+        if passed
+        else "records were lost or their stamps are wrong: run it again, report it as a bug",
+    )
+
+
+_Spans = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
+
+
+def _spans(measures: Measures) -> _Spans:
+    """For each arrival that was sent: its first start, its last end (infinite if it has none), its worker."""
+    if not len(measures):
+        return np.empty(0), np.empty(0), np.empty(0, np.int64)
+    _, first = np.unique(measures.seq, return_index=True)
+    started = np.fmin.reduceat(measures.started_s, first)
+    ended = np.fmax.reduceat(measures.ended_s, first)
+    owner = measures.requests.column("worker").to_numpy()[first]
+    sent = ~np.isnan(started)
+    return started[sent], np.where(np.isnan(ended), np.inf, ended)[sent], owner[sent]
+
+
+def _clock(workers: dict[int, list[Sample]], run: Run, budgets: Budgets) -> Iterator[Check]:
+    """Of the whole run: a step in the warm-up shifts all that comes after it."""
+    steps = [0.0]
+    n = 0
+    for samples in workers.values():
+        before_ns = run.start.wall_ns
+        for each in samples:
+            if each.wall_clock_ns:
+                steps.append((each.wall_clock_ns - each.t_ns - before_ns) / 1e9)
+                before_ns = each.wall_clock_ns - each.t_ns
+                n += 1
+    if not n:
+        return
+    worst = max(steps, key=abs)
+    passed = abs(worst) <= budgets.clock_step_s
+    yield Check(
+        "clock",
+        passed=passed,
+        observed=abs(worst),
+        budget=budgets.clock_step_s,
+        unit="s",
+        n=n,
+        cause=f"the wall clock jumped by up to {shown(abs(worst))}, "
+        f"{shown(budgets.clock_step_s)} are allowed",
+        remedy=""
+        if passed
+        else "let time synchronisation slew the clock instead of stepping it, and do not suspend the machine",
+    )

@@ -1,0 +1,308 @@
+"""Drive the bundled mock at a scenario's planned load, to learn the instrument's own error and limits."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from harness import conduct, runlog
+from harness.analysis.floor import Floor, Truth, floor
+from harness.errors import EngineError
+from harness.mock.process import mock_process
+from harness.report.numbers import NONE, count, quantity, share
+from harness.report.progress import Progress
+from harness.report.tables import Sheet
+from harness.workload import schedule
+from harness.workload.scenario import (
+    Closed,
+    Constant,
+    Fixed,
+    Gamma,
+    Mock,
+    Poisson,
+    Scenario,
+    Seconds,
+    Traffic,
+)
+
+SECONDS = 3.0
+_WARM_UP_S = 1.0
+"""Not compared: connections are made, caches warmed."""
+_TRIAL_S = 3.0
+_TRIES = 2
+"""A load is over the limit if it fails this often: something else may have had the machine for a moment."""
+_STREAM_S = 1.0
+_GAP_S = 0.020
+_HIGHEST = 65_536
+_MOCK_LATE_S = 0.020
+"""A mock that is later than this is itself the limit."""
+
+Show = Callable[[Progress], None]
+
+
+def calibrate(
+    scenario: Scenario,
+    runs: Path,
+    *,
+    seconds: float = SECONDS,
+    on_progress: Show = lambda _: None,
+) -> Floor:
+    """Measure the noise floor at a scenario's planned load; it is left as calibration.json in a run folder.
+
+    Args:
+        scenario: whose traffic and load are taken, whatever its target.
+        runs: where the run folder is made.
+        seconds: how long the mock is driven, a second of warm-up included.
+        on_progress: called about once a second.
+
+    Raises:
+        EngineError: the mock or Locust could not start, or no request was answered.
+    """
+    folder, truths = _driven(planned(scenario, seconds), runs, on_progress)
+    measured = _floor(folder, truths, (_WARM_UP_S, seconds), scenario.mock.profile)
+    if not measured.requests:
+        raise EngineError(f"no request of the calibration was answered: see {folder}")
+    keep(measured, folder)
+    return measured
+
+
+def keep(measured: Floor, folder: Path) -> None:
+    """Store a noise floor in a run folder."""
+    runlog.write_json(folder / "calibration.json", measured)
+
+
+def planned(scenario: Scenario, seconds: float) -> Scenario:
+    """The scenario's busiest load, held for some seconds against the bundled mock without faults."""
+    return Scenario(
+        name="calibration",
+        description=f"The planned load of scenario {scenario.name}, against the bundled mock",
+        dialect=scenario.dialect,
+        models=scenario.models,
+        traffic=scenario.traffic,
+        arrivals=_busiest(scenario, seconds),
+        duration_s=Seconds(seconds),
+        max_in_flight=scenario.max_in_flight,
+        patience_s=scenario.patience_s,
+        drain_s=scenario.drain_s,
+        seed=scenario.seed,
+        budgets=scenario.budgets,
+        mock=Mock(profile=scenario.mock.profile),
+        telemetry=False,
+    )
+
+
+def _busiest(scenario: Scenario, seconds: float) -> Closed | Constant | Poisson | Gamma:
+    if isinstance(scenario.arrivals, Closed | Constant | Poisson | Gamma) and not scenario.bursts:
+        return scenario.arrivals
+    due_s = [(arrival.due_ns or 0) / 1e9 for arrival in schedule.arrivals(scenario)]
+    return Poisson(rate=busiest_count(due_s, seconds) / seconds)
+
+
+def busiest_count(due_s: Sequence[float], seconds: float) -> int:
+    """The most arrivals that fall into any window of this length; `due_s` in order. At least 1."""
+    within = (bisect_left(due_s, first + seconds) - position for position, first in enumerate(due_s))
+    return max(within, default=1)
+
+
+def _driven(scenario: Scenario, runs: Path, on_progress: Show) -> tuple[Path, list[Truth]]:
+    """Run a scenario against a mock of its own, and give the run folder and the whole truth."""
+    with tempfile.TemporaryDirectory(prefix="harness-truth-") as place:
+        log = Path(place, "truth.jsonl")
+        arguments = ("--profile", scenario.mock.profile, "--seed", str(scenario.seed), "--truth", str(log))
+        with mock_process(*arguments) as mock:
+            folder = conduct.conduct(replace(scenario, target=mock.url), runs=runs, on_progress=on_progress)
+        conduct.close(folder)
+        return folder, list(_truths(log))
+
+
+def _truths(log: Path) -> Iterator[Truth]:
+    decoder = msgspec.json.Decoder(Truth)
+    for line in log.read_bytes().splitlines()[1:]:  # the first line is the clock
+        yield decoder.decode(line)
+
+
+def _floor(folder: Path, truths: Sequence[Truth], window: tuple[float, float], profile: str) -> Floor:
+    requests, samples = runlog.read_requests(folder), runlog.read_samples(folder)
+    return floor(requests, truths, samples, window, run=folder.name, profile=Path(profile).stem)
+
+
+def sheets(measured: Floor) -> list[Sheet]:
+    """The noise floor as tables."""
+    titles = {"ttft": "TTFT, added", "response": "response, added", "itl": "ITL, error of a gap"}
+    spreads = [(titles[name], spread) for name, spread in measured.added.items()]
+    spreads.append(("timer lateness", measured.lateness))
+    right = ("P50", "P99", "max", "n")
+    rows = [
+        (
+            title,
+            *(quantity(each.quantiles[name].value, "s") if each.n else NONE for name in ("p50", "p99")),
+            quantity(each.maximum, "s"),
+            count(each.n),
+        )
+        for title, each in spreads
+    ]
+    facts = [
+        ("load", f"{quantity(measured.rate_per_s, '1/s')}, profile {measured.profile}"),
+        ("requests", f"{count(measured.requests)} compared, {count(measured.unmatched)} without a match"),
+        ("chunks", f"{count(measured.miscounted)} streams with a chunk too few or too many"),
+        ("hub lag, longest", quantity(measured.hub_lag_max_s, "s")),
+        ("CPU", f"{share(measured.cpu_share)} of a core"),
+        ("mock's own lateness, longest", quantity(measured.mock_lateness_max_s, "s")),
+    ]
+    return [
+        Sheet("The instrument's own error", ("figure", *right), rows, right),
+        Sheet("Measured at", ("", "value"), facts),
+    ]
+
+
+# -- limits ---------------------------------------------------------------------------------------------
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One short run at one load."""
+
+    load: int
+    cause: str
+    """What went over its budget first; empty if nothing did."""
+    cpu_share: float
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """The highest load that one worker process carries within every budget."""
+
+    what: str
+    unit: str
+    highest: int | None
+    """None if not even the lowest trial was within budget."""
+    ceiling: bool
+    """The search ended at its own bound: the true limit is higher."""
+    cause: str
+    """What stopped the next one."""
+    trials: list[Trial]
+
+
+def limits(scenario: Scenario, *, on_trial: Callable[[str, Trial], None] = lambda _, __: None) -> list[Limit]:
+    """Search the highest rate (the scenario's mix, no delay) and stream count (a chunk each 20 ms).
+
+    Each trial is a run of three seconds with a mock of its own; some twenty to thirty, two to four minutes.
+
+    Args:
+        scenario: whose traffic is taken.
+        on_trial: told of each trial.
+
+    Raises:
+        EngineError: the mock or Locust could not start.
+    """
+    searches: list[tuple[str, str, Callable[[int, Path], Scenario], int]] = [
+        ("arrival rate", "1/s", lambda load, _: at_rate(scenario, load), 100),
+        ("streams", "open at once", lambda load, place: at_streams(scenario, load, place), 50),
+    ]
+    return [_search(*search, on_trial) for search in searches]
+
+
+def _search(
+    what: str,
+    unit: str,
+    scenario_at: Callable[[int, Path], Scenario],
+    start: int,
+    on_trial: Callable[[str, Trial], None],
+) -> Limit:
+    tried: dict[int, Trial] = {}
+
+    def within(load: int) -> bool:
+        for _ in range(_TRIES):
+            with tempfile.TemporaryDirectory(prefix="harness-limits-") as place:
+                tried[load] = _trial(load, scenario_at(load, Path(place)), Path(place))
+            on_trial(what, tried[load])
+            if not tried[load].cause:
+                return True
+        return False
+
+    best = highest(within, start=start, most=_HIGHEST)
+    above = min((load for load, trial in tried.items() if trial.cause), default=None)
+    cause = "" if above is None else tried[above].cause
+    return Limit(what, unit, best, above is None, cause, list(tried.values()))
+
+
+def highest(within: Callable[[int], bool], *, start: int, most: int, resolution: float = 0.1) -> int | None:
+    """The highest load that is within budget, by doubling, then by bisection.
+
+    Args:
+        within: asked once a load.
+        start: the lowest load tried.
+        most: no load above is tried.
+        resolution: the search ends when the gap is at most this share of the lower bound.
+    """
+    if not within(start):
+        return None
+    low, high = start, min(2 * start, most)
+    while low < most and within(high):
+        low, high = high, min(2 * high, most)
+    while low < most and high - low > max(1, resolution * low):
+        middle = (low + high) // 2
+        low, high = (middle, high) if within(middle) else (low, middle)
+    return low
+
+
+def at_rate(scenario: Scenario, rate: int) -> Scenario:
+    """The scenario's mix at a rate, against a mock that adds no delay."""
+    return replace(
+        planned(scenario, _TRIAL_S),
+        arrivals=Constant(rate=rate),
+        max_in_flight=max(scenario.max_in_flight, 256),
+        mock=Mock(profile="fast"),
+    )
+
+
+def at_streams(scenario: Scenario, streams: int, place: Path) -> Scenario:
+    """So many streams open at once, each a second long, begun one after the other."""
+    profile = place / "paced.yaml"
+    gap = f"{{distribution: fixed, value: {round(_GAP_S * 1000)}ms}}"
+    profile.write_text(f"description: paced\nttft: {gap}\nitl: {gap}\noutput_tokens: 50\n", encoding="utf-8")
+    tokens = round(_STREAM_S / _GAP_S)
+    return replace(
+        planned(scenario, _TRIAL_S),
+        traffic=(Traffic(kind="stream", output=Fixed(tokens=tokens)),),
+        arrivals=Constant(rate=streams / _STREAM_S),
+        max_in_flight=math.ceil(1.5 * streams) + 50,
+        mock=Mock(profile=str(profile)),
+    )
+
+
+def _trial(load: int, scenario: Scenario, place: Path) -> Trial:
+    folder, truths = _driven(scenario, place, lambda _: None)
+    measured = _floor(folder, truths, (_WARM_UP_S, _TRIAL_S), scenario.mock.profile)
+    checks = conduct.judged(folder).verdict.validity.checks
+    return Trial(
+        load, _cause(measured, [each.cause for each in checks if not each.passed]), measured.cpu_share
+    )
+
+
+def _cause(measured: Floor, failed: Sequence[str]) -> str:
+    """What stands in the way of a higher load: the mock's own failing is told from the instrument's."""
+    if measured.mock_lateness_max_s > _MOCK_LATE_S:
+        late = quantity(measured.mock_lateness_max_s, "s")
+        return f"the mock was {late} late: it is the limit, not the client"
+    if failed:
+        return failed[0]
+    if measured.unmatched or measured.miscounted:
+        return f"{measured.unmatched} requests unanswered, {measured.miscounted} streams not whole"
+    return ""
+
+
+def limit_sheet(found: Sequence[Limit]) -> Sheet:
+    """The limits as a table."""
+    right = ("highest", "CPU")
+    rows = []
+    for limit in found:
+        at = next((trial for trial in limit.trials if trial.load == limit.highest), None)
+        number = NONE if limit.highest is None else f"{'≥ ' if limit.ceiling else ''}{count(limit.highest)}"
+        cpu = NONE if at is None else share(at.cpu_share)
+        rows.append((limit.what, f"{number} {limit.unit}", cpu, limit.cause or "the search's own bound"))
+    return Sheet("Limits of one worker process", ("what", *right, "what stops the next"), rows, right)

@@ -1,0 +1,189 @@
+"""Small, bounded questions to a target: facts out, no opinion; a fault is a value too.
+
+Blocking sockets and httpx, for what is asked a few times: nothing here measures a load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+
+import httpx
+import msgspec
+
+from harness.client.call import USER_AGENT
+from harness.client.target import Target
+
+TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 3.0
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""RFC 9113, section 3.4: the client's preface, and an empty SETTINGS frame."""
+_SETTINGS = 4
+_FRAME_HEAD_BYTES = 9
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A question that got no answer."""
+
+    text: str
+    """Why, in a few words, without payload."""
+
+
+class Names(msgspec.Struct, frozen=True):
+    """What a host name resolved to."""
+
+    addresses: tuple[str, ...]
+    took_s: float
+
+
+class Tls(msgspec.Struct, frozen=True):
+    """A handshake with a certificate that was verified."""
+
+    version: str
+    """`TLSv1.3`."""
+    protocol: str | None
+    """What ALPN agreed on when h2 and http/1.1 were offered."""
+    expires_s: float
+    """End of the certificate's validity in Unix time."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A whole answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+    took_s: float
+    """Asked to last byte; the first one on a connection includes the connecting."""
+    asked_s: float
+    """When, in Unix time."""
+
+
+class Streamed(msgspec.Struct, frozen=True):
+    """An answer read as it came."""
+
+    status: int
+    headers: Mapping[str, str]
+    reads: list[tuple[float, bytes]]
+    """Seconds since the request was sent, and what came: undecoded."""
+
+
+def resolve(host: str) -> Names | Fault:
+    """Ask the system's resolver."""
+    began_s = time.perf_counter()
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return Fault(str(error.strerror or error))
+    took_s = time.perf_counter() - began_s
+    return Names(tuple(dict.fromkeys(str(address[0]) for *_, address in found)), took_s)
+
+
+def connect_times(host: str, port: int, count: int) -> list[float] | Fault:
+    """Open and close TCP connections one after the other.
+
+    Returns:
+        How long each took, in seconds.
+    """
+    times_s = []
+    for _ in range(count):
+        began_s = time.perf_counter()
+        try:
+            with socket.create_connection((host, port), CONNECT_TIMEOUT_S):
+                times_s.append(time.perf_counter() - began_s)
+        except OSError as error:
+            return Fault(_reason(error))
+    return times_s
+
+
+def handshake(host: str, port: int, context: ssl.SSLContext) -> Tls | Fault:
+    """Make a TLS connection, offering h2 and http/1.1; the context is changed to do so."""
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    try:
+        with (
+            socket.create_connection((host, port), CONNECT_TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host) as sealed,
+        ):
+            certificate = sealed.getpeercert() or {}
+            expires_s = ssl.cert_time_to_seconds(str(certificate.get("notAfter")))
+            return Tls(sealed.version() or "", sealed.selected_alpn_protocol(), expires_s)
+    except ssl.SSLCertVerificationError as error:
+        return Fault(f"certificate not trusted: {error.verify_message}")
+    except OSError as error:
+        return Fault(_reason(error))
+
+
+def speaks_h2(host: str, port: int) -> bool:
+    """Whether a server without TLS answers HTTP/2 by prior knowledge."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), CONNECT_TIMEOUT_S) as plain:
+        plain.sendall(_PREFACE)
+        head = b""
+        while len(head) < _FRAME_HEAD_BYTES and (piece := plain.recv(_FRAME_HEAD_BYTES - len(head))):
+            head += piece
+        return len(head) == _FRAME_HEAD_BYTES and head[3] == _SETTINGS
+    return False
+
+
+@contextlib.contextmanager
+def client(target: Target, context: ssl.SSLContext | None) -> Iterator[httpx.Client]:
+    """A keep-alive client for single requests, with the target's key; it follows no proxy and no redirect."""
+    headers = {"user-agent": USER_AGENT, "accept-encoding": "identity"}
+    if target.key:
+        headers["authorization"] = f"Bearer {target.key}"
+    timeout = httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    verify = True if context is None else context
+    with httpx.Client(
+        base_url=target.url, headers=headers, timeout=timeout, verify=verify, trust_env=False
+    ) as made:
+        yield made
+
+
+def ask(by: httpx.Client, path: str, body: bytes | None = None) -> Reply | Fault:
+    """GET a path, or POST it a JSON body."""
+    asked_s, began_s = time.time(), time.perf_counter()
+    try:
+        with _request(by, path, body) as answer:
+            read = b"".join(answer.iter_raw())
+    except httpx.HTTPError as error:
+        return Fault(_reason(error))
+    took_s = time.perf_counter() - began_s
+    return Reply(answer.status_code, dict(answer.headers), read, took_s, asked_s)
+
+
+def ask_stream(by: httpx.Client, path: str, body: bytes) -> Streamed | Fault:
+    """POST a JSON body and stamp each read of the answer."""
+    began_s = time.perf_counter()
+    try:
+        with _request(by, path, body) as answer:
+            reads = [(time.perf_counter() - began_s, piece) for piece in answer.iter_raw()]
+    except httpx.HTTPError as error:
+        return Fault(_reason(error))
+    return Streamed(answer.status_code, dict(answer.headers), reads)
+
+
+def _request(
+    by: httpx.Client, path: str, body: bytes | None
+) -> contextlib.AbstractContextManager[httpx.Response]:
+    if body is None:
+        return by.stream("GET", path)
+    return by.stream("POST", path, content=body, headers={"content-type": "application/json"})
+
+
+def _reason(error: Exception) -> str:
+    """A few words; never what the server wrote."""
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return "no answer in time"
+    if isinstance(error, httpx.HTTPError):
+        return _words(type(error).__name__)
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {(error.reason or 'failed').replace('_', ' ').lower()}"
+    return str(getattr(error, "strerror", None) or error).lower()
+
+
+def _words(name: str) -> str:
+    """`RemoteProtocolError` as `remote protocol error`."""
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name).strip()

@@ -1,0 +1,125 @@
+"""Claims about the noise floor: added times, errors of gaps, and what they make unresolvable."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from factories import dropped, failure, ms, record, stream, table
+
+from harness.analysis.floor import FACTOR, Floor, Truth, floor, floor_s, resolvable
+from harness.record import Sample
+
+WINDOW = (0.0, 10.0)
+BOOT_NS = ms(86_400_000)
+"""The server's stamps are absolute, ours count from the run's start."""
+
+
+def truth(seq: int, *, late_ms: float = 0.5, chunks_ms=(30, 40, 50, 60, 70), ended_ms: float = 75) -> Truth:
+    """What a server would log that got request `seq` late, and then kept the times of the factories."""
+    arrived = BOOT_NS + ms(10 * seq + late_ms)
+    chunk_ns = tuple(arrived + ms(each) for each in chunks_ms)
+    return Truth(f"r{seq}-0", arrived, chunk_ns, arrived + ms(ended_ms), lateness_max_ns=ms(0.2))
+
+
+def measured(records, truths, samples=(), window=WINDOW) -> Floor:
+    return floor(table(records), truths, samples, window, run="run", profile="demo")
+
+
+def sample(t_ms: float, **values: float) -> Sample:
+    plain = {field.name: 0 for field in msgspec.structs.fields(Sample) if field.required}
+    return Sample(**(plain | {"t_ns": ms(t_ms), "wall_s": 1.0} | values))
+
+
+def test_what_the_client_adds_is_its_time_from_due_less_the_servers_own() -> None:
+    late = stream(seq=0, started_ns=ms(2))  # 2 ms late, and all its stamps with it
+    found = measured([late], [truth(0)])
+    assert found.added["ttft"].maximum == pytest.approx(0.002)
+    assert found.added["response"].maximum == pytest.approx(0.002)
+    assert found.lateness.maximum == pytest.approx(0.002)
+    assert found.mock_lateness_max_s == pytest.approx(0.0002)
+
+
+def test_a_clock_offset_between_both_sides_does_not_matter() -> None:
+    far = msgspec.structs.replace(
+        truth(0),
+        arrived_ns=5,
+        chunk_ns=tuple(5 + ms(each) for each in (30, 40, 50, 60, 70)),
+        ended_ns=5 + ms(75),
+    )
+    assert measured([stream(seq=0)], [far]).added == measured([stream(seq=0)], [truth(0)]).added
+
+
+def test_a_gap_that_is_seen_too_long_or_too_short_is_an_error_alike() -> None:
+    found = measured([stream(seq=0)], [truth(0, chunks_ms=(30, 41, 50, 60, 70))])
+    assert found.added["itl"].n == 4
+    assert found.added["itl"].maximum == pytest.approx(0.001)
+    assert sorted([found.added["itl"].minimum, found.added["itl"].mean]) == pytest.approx([0, 0.0005])
+
+
+def test_in_a_closed_loop_it_counts_from_the_start() -> None:
+    found = measured([stream(seq=0, due_ns=None, started_ns=ms(7))], [truth(0)])
+    assert found.added["ttft"].maximum == pytest.approx(0.0)
+    assert found.lateness.n == 0
+
+
+def test_what_cannot_be_compared_is_counted() -> None:
+    records = [stream(seq=0), failure(seq=1), dropped(seq=2), record(seq=3)]
+    found = measured(records, [truth(0, chunks_ms=(30, 40))])
+    assert (found.requests, found.unmatched, found.miscounted) == (1, 3, 1)
+    assert found.added["itl"].n == 0
+    assert found.added["ttft"].n == 1
+
+
+def test_only_the_window_is_compared() -> None:
+    found = measured([stream(seq=0), stream(seq=200)], [truth(0), truth(200)], window=(1.0, 3.0))
+    assert found.requests == 1
+    assert found.rate_per_s == 0.5
+
+
+def test_health_is_that_of_the_window_without_locusts_own_stop() -> None:
+    samples = [
+        sample(500, hub_lag_max_ns=ms(9), cpu_s=0.9),
+        sample(2500, hub_lag_max_ns=ms(2), cpu_s=0.2),
+        sample(3050, hub_lag_max_ns=ms(60), cpu_s=0.9),
+    ]
+    found = measured([stream(seq=200)], [truth(200)], samples, window=(1.0, 3.0))
+    assert found.hub_lag_max_s == pytest.approx(0.002)
+    assert found.cpu_share == pytest.approx(0.2)
+
+
+def test_the_floor_is_the_p99_or_the_maximum_where_n_is_small() -> None:
+    few = measured([stream(seq=0, started_ns=ms(1))], [truth(0)])
+    assert floor_s(few, "ttft") == pytest.approx(0.001)
+    many = measured(
+        [stream(seq=seq, started_ns=ms(10 * seq + (50 if seq == 0 else 1))) for seq in range(400)],
+        [truth(seq) for seq in range(400)],
+    )
+    assert many.added["ttft"].maximum == pytest.approx(0.050)
+    assert floor_s(many, "ttft") == pytest.approx(0.001)
+
+
+def test_a_figure_below_three_floors_is_not_resolvable() -> None:
+    found = measured([stream(seq=0, started_ns=ms(1))], [truth(0)])
+    least_s = floor_s(found, "response")
+    assert least_s == pytest.approx(0.001)
+    assert resolvable(FACTOR * least_s, found)
+    assert not resolvable(0.99 * FACTOR * least_s, found)
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected_s"), [("itl", 0.0), ("tpot", 0.0), ("service", 0.004), ("first_content", 0.004)]
+)
+def test_each_measure_has_the_floor_of_its_kind(measure: str, expected_s: float) -> None:
+    found = measured([stream(seq=0, started_ns=ms(4))], [truth(0)])
+    assert floor_s(found, measure) == pytest.approx(expected_s)
+
+
+def test_without_streams_the_floor_of_a_first_token_is_that_of_the_response() -> None:
+    found = measured([record(seq=0, started_ns=ms(3))], [truth(0, chunks_ms=(), ended_ms=100)])
+    assert floor_s(found, "ttft") == pytest.approx(0.003)
+
+
+def test_a_calibration_without_an_answer_resolves_nothing() -> None:
+    found = measured([failure(seq=0)], [])
+    assert floor_s(found, "response") is None
+    assert not resolvable(1e9, found)

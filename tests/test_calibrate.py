@@ -1,0 +1,126 @@
+"""Claims about calibration: the load it drives, the search for limits, and one run against the mock."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import calibrate as calibration
+from harness.analysis.floor import Floor
+from harness.calibrate import Limit, Trial, at_rate, at_streams, busiest_count, highest, planned
+from harness.mock.latency import load_profile, token_offsets_ns
+from harness.report.tables import tables
+from harness.workload import scenario as scenarios
+from harness.workload import schedule
+from harness.workload.scenario import (
+    Closed,
+    Constant,
+    Mock,
+    Poisson,
+    Retries,
+    Scenario,
+    Seconds,
+    Step,
+    Steps,
+    Traffic,
+)
+
+
+def test_the_target_the_faults_and_the_retries_of_a_scenario_are_left_out() -> None:
+    real = Scenario(
+        target="https://api.example.org",
+        arrivals=Poisson(rate=7),
+        duration_s=Seconds(600),
+        warm_up_s=Seconds(30),
+        retries=Retries(attempts=4),
+        mock=Mock(profile="fast", faults="faults.yaml"),
+    )
+    found = planned(real, 3)
+    assert (found.target, found.mock, found.retries) == ("mock", Mock(profile="fast"), Retries())
+    assert (found.arrivals, found.duration_s, found.warm_up_s) == (Poisson(rate=7), 3.0, 0.0)
+    scenarios.check(found, "calibration")
+
+
+def test_a_closed_model_stays_one() -> None:
+    assert planned(Scenario(arrivals=Closed(users=9), count=5), 3).arrivals == Closed(users=9)
+
+
+def test_a_changing_load_is_calibrated_at_its_busiest() -> None:
+    steps = Steps(steps=(Step(rate=1, for_s=Seconds(20)), Step(rate=50, for_s=Seconds(20))))
+    found = planned(Scenario(arrivals=steps), 3).arrivals
+    assert isinstance(found, Poisson)
+    assert 45 < found.rate < 90
+
+
+@pytest.mark.parametrize(
+    ("due_s", "seconds", "expected"),
+    [([], 1, 1), ([5.0], 1, 1), ([0, 0.5, 1.0], 1, 2), ([0, 1, 2, 2.1, 2.2, 9], 1, 3), ([0, 0, 0], 1, 3)],
+)
+def test_the_busiest_window_is_counted(due_s: list[float], seconds: float, expected: int) -> None:
+    assert busiest_count(due_s, seconds) == expected
+
+
+@given(limit=st.integers(1, 100_000), start=st.integers(1, 200))
+def test_the_search_ends_within_a_tenth_below_the_limit(limit: int, start: int) -> None:
+    asked: list[int] = []
+
+    def within(load: int) -> bool:
+        asked.append(load)
+        return load <= limit
+
+    found = highest(within, start=start, most=100_000)
+    assert len(asked) == len(set(asked)) <= 40
+    if found is None:
+        assert start > limit
+    else:
+        assert found <= limit <= max(found + 1, 1.1 * found + 1)
+
+
+def test_the_search_stops_at_its_own_bound() -> None:
+    assert highest(lambda _: True, start=100, most=300) == 300
+
+
+def test_streams_are_paced_so_that_as_many_are_open_as_was_asked_for(tmp_path) -> None:
+    found = at_streams(Scenario(duration_s=Seconds(9)), 40, tmp_path)
+    profile = load_profile(found.mock.profile)
+    assert found.arrivals == Constant(rate=40.0)
+    assert found.max_in_flight > 40
+    offsets_ns = token_offsets_ns(profile, seed=1, request_id="r", tokens=50)
+    assert list(offsets_ns) == [20_000_000 * token for token in range(1, 51)]
+    assert found.traffic[0].output.tokens == 50
+    scenarios.check(found, "streams")
+
+
+def test_rates_are_tried_on_the_scenarios_own_mix_without_delay() -> None:
+    mix = (Traffic(kind="stream"),)
+    found = at_rate(Scenario(traffic=mix, duration_s=Seconds(9)), 200)
+    assert (found.traffic, found.mock.profile, schedule.planned(found)) == (mix, "fast", 600)
+
+
+def test_a_limit_names_what_stops_the_next_trial() -> None:
+    trials = [Trial(100, "", 0.4), Trial(200, "lateness P99 is 12 ms", 0.9)]
+    limit = Limit("streams", "open at once", 100, False, trials[1].cause, trials)
+    text = tables([calibration.limit_sheet([limit])])
+    assert "100 open at once" in text
+    assert "lateness P99 is 12 ms" in text
+    assert "40.0 %" in text
+
+
+def test_a_calibration_finds_the_truth_of_every_request(tmp_path) -> None:
+    scenario = Scenario(
+        traffic=(Traffic(kind="completion"), Traffic(kind="stream"), Traffic(kind="batch", size=2)),
+        arrivals=Constant(rate=60),
+        duration_s=Seconds(60),
+        mock=Mock(profile="fast"),
+    )
+    found = calibration.calibrate(scenario, tmp_path, seconds=2)
+    assert found.unmatched == 0
+    assert found.miscounted == 0
+    assert found.added["response"].n == found.requests >= 60
+    assert found.added["ttft"].minimum > 0
+    assert found.added["response"].minimum > 0
+    saved = (tmp_path / found.run / "calibration.json").read_bytes()
+    assert msgspec.json.decode(saved, type=Floor) == found
+    assert "TTFT, added" in tables(calibration.sheets(found))

@@ -1,0 +1,375 @@
+"""Claims about the doctor: each judgement, and what it finds at servers that are ill on purpose."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import msgspec
+import pytest
+import trustme
+from click.testing import CliRunner
+
+from harness import doctor, probe
+from harness.cli import main
+from harness.client.target import parse
+from harness.clock import Anchor
+from harness.doctor import Finding, State
+from harness.probe import Fault, Names, Reply, Streamed, Tls
+from harness.report.tables import tables
+from harness.testing import mock_server
+from harness.workload import scenario as scenarios
+from harness.workload.scenario import Scenario, Seconds, Traffic
+
+KEY = "sk-very-secret"
+PLAIN = Scenario(duration_s=Seconds(1))
+STREAM_HEADERS = {"content-type": "text/event-stream"}
+
+
+# -- judging --------------------------------------------------------------------------------------------
+
+
+def reply(status: int = 200, body: bytes = b"{}", **headers: str) -> Reply:
+    return Reply(status, headers, body, took_s=0.2, asked_s=1_000.0)
+
+
+def streamed(*at_s: float, status: int = 200, **headers: str) -> Streamed:
+    return Streamed(status, headers, [(each_s, b"x") for each_s in at_s])
+
+
+EVENTS = [b"{}"] * 10
+LISTED = b'{"data": [{"id": "a"}, {"id": "b"}]}'
+DAY_S = 86_400
+
+
+@pytest.mark.parametrize(
+    ("finding", "state", "says"),
+    [
+        (doctor.judge_names(Names(("1.2.3.4",), 0.001), "h"), State.OK, "1.2.3.4"),
+        (doctor.judge_names(Names(("1.2.3.4",), 0.9), "h"), State.WARN, "resolver"),
+        (doctor.judge_names(Fault("not known"), "h"), State.FAIL, "spelling of h"),
+        (doctor.judge_connects([0.01] * 9 + [0.02], "h:1"), State.OK, "the longest of 10"),
+        (doctor.judge_connects([0.01, 0.3], "h:1"), State.WARN, "guide: 200 ms"),
+        (doctor.judge_connects(Fault("connection refused"), "h:1"), State.FAIL, "h:1"),
+        (doctor.judge_tls(Tls("TLSv1.3", "h2", 90 * DAY_S), 0), State.OK, "90 more days"),
+        (doctor.judge_tls(Tls("TLSv1.3", "h2", 3 * DAY_S), 0), State.WARN, "renew"),
+        (doctor.judge_tls(Fault("certificate not trusted: expired"), 0), State.FAIL, "SSL_CERT_FILE"),
+        (doctor.judge_http2(offered=True, wanted=True), State.OK, "offered"),
+        (doctor.judge_http2(offered=False, wanted=False), State.OK, "only batches"),
+        (doctor.judge_http2(offered=False, wanted=True), State.FAIL, "ALPN"),
+        (doctor.judge_key([200], "K", ["K"]), State.OK, "key from K"),
+        (doctor.judge_key([200], None, ["K"]), State.OK, "none asked for"),
+        (doctor.judge_key([401, 401], None, ["K", "L"]), State.FAIL, "K or L"),
+        (doctor.judge_key([401], "K", ["K"]), State.FAIL, "not accepted"),
+        (doctor.judge_key([200, 402], "K", ["K"]), State.FAIL, "balance"),
+        (doctor.judge_key([200, 403], "K", ["K"]), State.FAIL, "may not do this"),
+        (doctor.judge_models(reply(body=LISTED), ["a"]), State.OK, "2 listed: a, b"),
+        (doctor.judge_models(reply(body=LISTED), ["c"]), State.FAIL, "not listed: c"),
+        (doctor.judge_models(reply(404), ["a"]), State.WARN, "HTTP 404"),
+        (doctor.judge_models(reply(body=b"<html>"), ["a"]), State.WARN, "no model list"),
+        (doctor.judge_completion(reply(), True), State.OK, "200 ms"),
+        (doctor.judge_completion(reply(), False), State.FAIL, "no completion"),
+        (doctor.judge_completion(reply(429), False), State.FAIL, "rate limit"),
+        (doctor.judge_completion(reply(404), False), State.FAIL, "base URL"),
+        (doctor.judge_completion(reply(422), False), State.FAIL, "parameters"),
+        (doctor.judge_completion(reply(503), False), State.FAIL, "server's log"),
+        (doctor.judge_completion(Fault("no answer in time"), False), State.FAIL, "no answer in time"),
+        (doctor.judge_streaming(streamed(0.1, 0.2, 0.3), EVENTS), State.OK, "3 reads"),
+        (doctor.judge_streaming(streamed(0.01), EVENTS), State.WARN, "too fast"),
+        (doctor.judge_streaming(streamed(0.5), EVENTS), State.FAIL, "proxy_buffering off"),
+        (doctor.judge_streaming(streamed(0.5, via="1.1 edge"), EVENTS), State.FAIL, "1.1 edge (via)"),
+        (
+            doctor.judge_streaming(Streamed(200, {"content-encoding": "gzip"}, [(0.1, b"x")]), EVENTS),
+            State.FAIL,
+            "gzip",
+        ),
+        (doctor.judge_streaming(streamed(0.5), []), State.FAIL, "0 events"),
+        (doctor.judge_streaming(streamed(0.5, status=500), []), State.FAIL, "HTTP 500"),
+        (doctor.judge_clock(reply(date="Thu, 01 Jan 1970 00:16:40 GMT")), State.OK, "ahead"),
+        (doctor.judge_clock(reply(date="Thu, 01 Jan 1970 00:17:40 GMT")), State.WARN, "60.4 s ahead"),
+        (doctor.judge_clock(reply()), State.OK, "no date"),
+        (doctor.judge_steps(Anchor(0, 0), Anchor(1_000_500, 1_000_000)), State.OK, "500 ns"),
+        (doctor.judge_steps(Anchor(0, 0), Anchor(9_000_000, 1_000_000)), State.WARN, "NTP"),
+        (doctor.judge_files((20_000, 20_000), 256), State.OK, "320 needed"),
+        (doctor.judge_files((256, 4_096), 1_000), State.OK, "4,096 usable"),
+        (doctor.judge_files((256, 512), 1_000), State.FAIL, "ulimit -n 1064"),
+        (doctor.judge_files((-1, -1), 1_000), State.OK, "no limit"),
+        (doctor.judge_cpus(2), State.OK, "2 cores"),
+        (doctor.judge_cpus(1), State.WARN, "second core"),
+    ],
+    ids=lambda value: f"{value.name}: {value.measured}" if isinstance(value, Finding) else "",
+)
+def test_each_fact_has_its_judgement_and_each_fault_its_remedy(finding, state, says) -> None:
+    assert finding.state is state
+    assert says in f"{finding.measured} {finding.remedy}"
+    assert bool(finding.remedy) == (state is not State.OK)
+
+
+def test_only_a_failed_check_makes_the_exit_code_1() -> None:
+    findings = {state: Finding("x", state, "") for state in State}
+    assert doctor.exit_code([findings[State.OK], findings[State.WARN]]) == 0
+    assert doctor.exit_code([findings[State.OK], findings[State.FAIL]]) == 1
+
+
+def test_p99_of_few_is_called_what_it_is() -> None:
+    assert doctor.spread([0.001, 0.002]) == "P50 1.00 ms, P99 2.00 ms (the longest of 2)"
+    assert doctor.spread([0.001] * 199 + [0.5]) == "P50 1.00 ms, P99 1.00 ms (n = 200)"
+
+
+def test_the_scenarios_models_are_those_that_its_traffic_may_ask_for() -> None:
+    traffic = (Traffic(kind="stream", model="own"), Traffic(kind="stream", model="never", weight=0))
+    assert doctor.models(Scenario(traffic=traffic, models={"drawn": 1})) == ["own"]
+    assert doctor.models(Scenario(traffic=(*traffic, Traffic(kind="batch")), models={"drawn": 1})) == [
+        "drawn",
+        "own",
+    ]
+
+
+@pytest.mark.parametrize("dialect", ["chat", "completions", "completions-lines"])
+def test_trial_requests_are_small_and_in_the_scenarios_form(dialect: str) -> None:
+    scenario = Scenario(dialect=dialect, traffic=(Traffic(kind="stream"),), duration_s=Seconds(1))
+    whole, pieces = doctor.trials(scenario, "m")
+    assert (whole.stream, pieces.stream, whole.model, pieces.dialect) == (False, True, "m", dialect)
+    assert whole.max_tokens <= pieces.max_tokens <= 64
+    assert len(doctor.DIALECTS[whole.dialect].encode(whole)) < 400
+
+
+# -- servers that are ill on purpose ----------------------------------------------------------------------
+
+
+def send(to: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
+    to.send_response(status)
+    for name, value in headers.items():
+        to.send_header(name.replace("_", "-"), value)
+    to.send_header("content-length", str(len(body)))
+    to.end_headers()
+    to.wfile.write(body)
+
+
+def whole_answer() -> bytes:
+    message = {"role": "assistant", "content": "one"}
+    return json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+
+
+def lump() -> bytes:
+    piece = json.dumps({"choices": [{"delta": {"content": "one"}}]})
+    return (f"data: {piece}\n\n" * 12 + "data: [DONE]\n\n").encode()
+
+
+def models_listed(to: BaseHTTPRequestHandler) -> None:
+    send(to, 200, LISTED)
+
+
+@contextmanager
+def serving(
+    models: Callable[[BaseHTTPRequestHandler], None],
+    completions: Callable[[BaseHTTPRequestHandler, bool], None],
+    context: ssl.SSLContext | None = None,
+) -> Iterator[tuple[str, list[str]]]:
+    """A little server of its own; gives its URL and the list of what was asked."""
+    asked: list[str] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            models(self)
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            completions(self, body["stream"])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Probes hang up in mid-handshake, on purpose."""
+
+    with Server(("127.0.0.1", 0), Answers) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        scheme = "http" if context is None else "https"
+        try:
+            yield f"{scheme}://127.0.0.1:{server.server_address[1]}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def examined(url: str, *, given: bool = False, trusted: trustme.CA | None = None, key: str = ""):
+    def context() -> ssl.SSLContext:
+        made = ssl.create_default_context()
+        if trusted is not None:
+            trusted.configure_trust(made)
+        return made
+
+    environ = {"HARNESS_API_KEY": key} if key else {}
+    target = parse(url, key=key)
+    found = list(doctor.examine(target, PLAIN, environ, given=given, context=context))
+    return {finding.name: finding for finding in found}
+
+
+def buffering(to: BaseHTTPRequestHandler, streams: bool) -> None:
+    if streams:
+        time.sleep(0.15)  # what a proxy does that waits for all of the answer
+        send(to, 200, lump(), content_type="text/event-stream", via="1.1 hoarder")
+    else:
+        send(to, 200, whole_answer())
+
+
+def zipping(to: BaseHTTPRequestHandler, streams: bool) -> None:
+    if streams:
+        send(to, 200, gzip.compress(lump()), content_encoding="gzip", x_cache="miss")
+    else:
+        send(to, 200, whole_answer())
+
+
+def refusing(status: int) -> Callable[[BaseHTTPRequestHandler, bool], None]:
+    return lambda to, _: send(to, status, f'{{"error": "{KEY}"}}'.encode())
+
+
+def test_a_healthy_server_has_no_failed_check_for_at_most_20_requests() -> None:
+    with mock_server("demo") as mock:
+        found = examined(mock.url)
+        answers = len(mock.truth())
+    assert [name for name, each in found.items() if each.state is State.FAIL] == []
+    assert found["streaming"].state is State.OK
+    assert found["http/2"].measured == "offered"
+    assert found["models"].measured.startswith("2 listed")
+    assert answers == 2
+
+
+def test_a_proxy_that_buffers_is_found_and_named() -> None:
+    with serving(models_listed, buffering) as (url, asked):
+        found = examined(url)
+    assert found["streaming"].state is State.FAIL
+    assert "1.1 hoarder (via)" in found["streaming"].remedy
+    assert found["completion"].state is State.OK
+    assert asked == ["/v1/models", "/v1/chat/completions", "/v1/chat/completions"]
+    assert probe.CONNECT_TIMEOUT_S < probe.TIMEOUT_S
+    assert len(asked) + doctor.CONNECTS + 2 <= 20
+
+
+def test_a_proxy_that_compresses_unasked_is_found_and_named() -> None:
+    with serving(models_listed, zipping) as (url, _):
+        found = examined(url)
+    assert found["streaming"].state is State.FAIL
+    assert "gzip" in found["streaming"].measured
+    assert "x-cache" in found["streaming"].remedy
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_a_refused_key_is_one_finding_and_is_never_shown(status: int) -> None:
+    with serving(lambda to: send(to, 200, LISTED), refusing(status)) as (url, _):
+        found = examined(url, key=KEY)
+    assert found["key"].state is State.FAIL
+    assert f"HTTP {status}" in found["key"].measured
+    assert "completion" not in found
+    assert "streaming" not in found
+    shown = (
+        tables([doctor.sheet(url, list(found.values()))]) + msgspec.json.encode(list(found.values())).decode()
+    )
+    assert KEY not in shown
+    assert "HARNESS_API_KEY" in shown
+
+
+def test_a_model_that_the_scenario_wants_and_the_server_lacks_is_a_failure() -> None:
+    with serving(models_listed, buffering) as (url, _):
+        found = examined(url, given=True)
+    assert found["models"].state is State.FAIL
+    assert "deepseek-flash" in found["models"].remedy
+
+
+def test_a_model_list_below_another_path_is_found() -> None:
+    def elsewhere(to: BaseHTTPRequestHandler) -> None:
+        send(to, 200 if to.path == "/models" else 404, LISTED)
+
+    with serving(elsewhere, buffering) as (url, asked):
+        found = examined(url)
+    assert found["models"].state is State.OK
+    assert asked[:2] == ["/v1/models", "/models"]
+
+
+def tls_context(authority: trustme.CA, name: str, *protocols: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    context.set_alpn_protocols(protocols)
+    return context
+
+
+def test_a_trusted_certificate_is_measured() -> None:
+    authority = trustme.CA()
+    with serving(models_listed, buffering, tls_context(authority, "127.0.0.1", "http/1.1")) as (url, _):
+        found = examined(url, trusted=authority)
+    assert found["tls"].state is State.OK
+    assert found["tls"].measured.startswith("TLSv1.3, certificate valid for")
+    assert found["http/2"].measured == "not offered; only batches need it"
+    assert found["completion"].state is State.OK
+
+
+@pytest.mark.parametrize(("name", "trusts"), [("other.example", True), ("127.0.0.1", False)])
+def test_a_wrong_certificate_ends_the_examination_with_its_reason(name: str, trusts: bool) -> None:
+    authority = trustme.CA()
+    with serving(models_listed, buffering, tls_context(authority, name)) as (url, asked):
+        found = examined(url, trusted=authority if trusts else None)
+    assert found["tls"].state is State.FAIL
+    assert found["tls"].measured.startswith("certificate not trusted")
+    assert "completion" not in found
+    assert asked == []
+
+
+def test_h2_is_seen_in_alpn() -> None:
+    authority = trustme.CA()
+    with serving(models_listed, buffering, tls_context(authority, "127.0.0.1", "h2", "http/1.1")) as (url, _):
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        found = probe.handshake("127.0.0.1", parse(url).port, context)
+    assert isinstance(found, Tls)
+    assert found.protocol == "h2"
+
+
+def dead_port() -> int:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        return server.server_address[1]
+
+
+def test_a_dead_port_is_named_once() -> None:
+    found = examined(f"http://127.0.0.1:{dead_port()}")
+    assert [name for name, each in found.items() if each.state is State.FAIL] == ["connect"]
+    assert "refused" in found["connect"].measured
+
+
+def test_the_command_prints_findings_and_exits_1_where_one_failed() -> None:
+    answer = CliRunner().invoke(main, ["doctor", "--target", f"http://127.0.0.1:{dead_port()}", "--json"])
+    assert answer.exit_code == 1
+    findings = json.loads(answer.stdout)
+    assert {"name", "state", "measured", "remedy"} == set(findings[0])
+    assert findings[-1]["state"] == "fail"
+
+
+def test_the_command_starts_a_mock_if_asked_to() -> None:
+    answer = CliRunner().invoke(main, ["doctor", "--target", "mock"])
+    assert answer.exit_code == 0, answer.output
+    assert "streaming" in answer.stdout
+
+
+def test_a_target_that_is_none_is_bad_usage() -> None:
+    assert CliRunner().invoke(main, ["doctor", "--target", "ftp://x"]).exit_code == 2
+
+
+def test_the_shipped_default_can_lend_its_form() -> None:
+    whole, pieces = doctor.trials(scenarios.load())
+    assert whole.id != pieces.id
