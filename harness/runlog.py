@@ -356,7 +356,7 @@ def merge(folder: Path) -> tuple[pa.Table, int]:
         column = pa.repeat(pa.scalar(worker, pa.int32()), len(table))
         tables.append(table.append_column(MERGED_SCHEMA.field("worker"), column))
     merged = pa.concat_tables(tables) if tables else MERGED_SCHEMA.empty_table()
-    merged = merged.sort_by([("seq", "ascending"), ("index", "ascending"), ("attempt", "ascending")])
+    merged = merged.sort_by([(key, "ascending") for key in ("seq", "turn", "index", "attempt")])
     path = folder / "requests.parquet"
     aside = path.with_name(path.name + ".part")
     pq.write_table(merged, aside, compression="zstd")

@@ -17,7 +17,7 @@ import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,7 @@ from harness.clock import anchor, now_ns
 from harness.record import Kind, Outcome, Record, Sample, WorkerLedger
 from harness.users.line import Lines
 from harness.users.wait import Alarm
-from harness.workload.prompts import Request, workload
+from harness.workload.prompts import Request, follow_ups, workload
 from harness.workload.scenario import Closed, Scenario
 from harness.workload.schedule import Arrival, arrivals, claims, shard
 
@@ -125,6 +125,8 @@ class Worker:
         self._request_of = workload(scenario)
         kinds = {Kind(entry.kind) for entry in scenario.traffic}
         self._request_of_kind = {kind: workload(_only(scenario, kind)) for kind in kinds}
+        self._follow_up = follow_ups(scenario)
+        self._follow_up_of_kind = {kind: follow_ups(_only(scenario, kind)) for kind in kinds}
         self._stock: deque[_Work] = deque()
         # Of one kind, whichever user comes next takes the next arrival, so that it can be prepared ahead.
         self._ahead = _AHEAD if len(kinds) == 1 else 1
@@ -251,15 +253,39 @@ class Worker:
     def _carry(self, user: VirtualUser, work: _Work) -> None:
         user.busy = True
         try:
-            for record in user.line.carry(
-                work.calls, due_ns=work.arrival.due_ns, origin_ns=self._origin_ns, log=self._log.append
-            ):
-                self._teller.add(record)
+            turn: _Work | None = work
+            while turn is not None:
+                turn = self._next_turn(turn, self._send(user, turn))
         finally:
             user.busy = False
         self._finished += 1
         if self._dispatcher is not None and self._dispatcher.dead and not self.in_flight:
             self.exhausted.set()
+
+    def _send(self, user: VirtualUser, work: _Work) -> Sequence[Record]:
+        due_ns, log = work.arrival.due_ns, self._log.append
+        records = user.line.carry(work.calls, due_ns=due_ns, origin_ns=self._origin_ns, log=log)
+        for record in records:
+            self._teller.add(record)
+        return records
+
+    def _next_turn(self, work: _Work, records: Sequence[Record]) -> _Work | None:
+        """The session's next turn, once its user has thought; None at its end, or after a failure."""
+        request = work.calls[0].request
+        if request.turn + 1 >= request.turns:
+            return None
+        record = records[0]
+        if record.outcome != Outcome.OK or record.ended_ns is None or self.stopping:
+            return None
+        follow_up = self._follow_up if self._claims is None else self._follow_up_of_kind[Kind(request.kind)]
+        following = follow_up(request, None if record.usage is None else record.usage.completion)
+        if following is None:
+            return None
+        due_ns = record.ended_ns + round(request.think_s * 1e9)
+        is_open = work.arrival.due_ns is not None
+        next_work = self._prepare(Arrival(work.arrival.seq, due_ns if is_open else None), (following,))
+        gevent.sleep(max(0, self._origin_ns + due_ns - now_ns()) / 1e9)
+        return next_work
 
     # -- dispatching ------------------------------------------------------------------------------------
 
