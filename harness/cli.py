@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -80,7 +81,12 @@ def main() -> None:
 )
 @click.option("--listen", default="127.0.0.1:5557", show_default=True, help="Where they find us.")
 @click.option("--web", is_flag=True, help="Serve Locust's web UI on loopback meanwhile.")
-@click.option("--calibrate", is_flag=True, help="Measure the harness's own error at this load first: 6 s.")
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=True,
+    show_default=True,
+    help="First measure the harness's own error at this load, against the mock: some seconds.",
+)
 @click.option("--no-telemetry", is_flag=True, help="Make no spans and metrics.")
 @click.option(
     "--runs",
@@ -139,7 +145,11 @@ def run(
         click.echo(f"harness: no API key: set {names} in the environment or in .env", err=True)
     if web:
         click.echo("harness: Locust's web UI is at http://127.0.0.1:8089", err=True)
-    floor = calibration.calibrate(scenario, runs) if calibrate else None
+    floor = None
+    if calibrate:
+        click.echo("harness: measuring the harness's own error first; --no-calibrate skips it", err=True)
+        with tempfile.TemporaryDirectory() as aside:
+            floor = calibration.calibrate(scenario, Path(aside))
     with _shown_progress() as show:
         folder = conduct.conduct(
             scenario,
@@ -287,6 +297,15 @@ def calibrate(
 
 
 main.add_command(mock)
+
+
+@mock.command("fit")
+@click.argument("folder", metavar="RUN", type=_RUN)
+def mock_fit(folder: Path) -> None:
+    """Print a latency profile that makes the mock behave like a recorded run: `… > mine.yaml`."""
+    from harness import conduct
+
+    click.echo(conduct.fitted_profile(folder), nl=False)
 
 
 @main.command()

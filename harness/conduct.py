@@ -23,6 +23,8 @@ import pyarrow as pa
 
 from harness import runlog
 from harness.analysis.budgets import budgets
+from harness.analysis.fit import fit, profile_text
+from harness.analysis.floor import Floor
 from harness.analysis.live import Live
 from harness.analysis.measures import Measures, Window, measure
 from harness.analysis.steady import judged_part
@@ -336,7 +338,14 @@ def judged(folder: Path, thresholds: tuple[str, ...] = ()) -> RunReport:
         telemetry=telemetry,
         folder=_short(folder),
         truth=_truth(folder, run, measures, window),
+        floor=_floor(folder),
     )
+
+
+def _floor(folder: Path) -> Floor | None:
+    """The noise floor, if the run was calibrated."""
+    path = folder / "calibration.json"
+    return msgspec.json.decode(path.read_bytes(), type=Floor) if path.exists() else None
 
 
 def _truth(folder: Path, run: Run, measures: Measures, window: Window) -> Truth | None:
@@ -386,6 +395,15 @@ _FORMS: dict[str, Callable[[RunReport], str]] = {
     "junit": junit,
     "json": lambda report: machine.to_json(report).decode(),
 }
+
+
+def fitted_profile(folder: Path) -> str:
+    """A profile of the mock, as a YAML file, that behaves like the run.
+
+    Raises:
+        ConfigError: the run has too few finished streams to tell.
+    """
+    return profile_text(fit(runlog.read_requests(folder), str(folder)), folder.resolve().name)
 
 
 def rendered(report: RunReport, form: str) -> str:

@@ -50,7 +50,7 @@ class MockServer:
         """The present end of the truth log: what to give to `truth` later."""
         return int(self.health()["truth_next"])
 
-    def truth(self, since: int = 0) -> list[dict[str, Any]]:
+    def truth(self, since: int | str = 0) -> list[dict[str, Any]]:
         """The finished requests in order of their ends, from a position of the log on (docs/mock.md)."""
         entries: list[dict[str, Any]] = []
         while True:
@@ -58,7 +58,7 @@ class MockServer:
             entries.extend(json.loads(line) for line in page.content.splitlines())
             if not page.content:
                 return entries
-            since = int(page.headers["x-truth-next"])
+            since = page.headers["x-truth-next"]
 
     def truth_of(self, request_id: str) -> dict[str, Any]:
         """The newest finished request of that id.

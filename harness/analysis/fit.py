@@ -33,6 +33,9 @@ _CLOSE = 0.05
 """Kolmogorov-Smirnov distance up to which a log-normal is taken to be the distribution."""
 _QUANTILES = (0.0, *(round(0.05 * i, 2) for i in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
 _WHOLE_BATCH = 256
+_ARRIVALS_AT_MOST = 5_000
+_NEIGHBOURS = 500
+"""Streams before one that are searched for one that was under way all the while."""
 
 
 class Distribution(msgspec.Struct, frozen=True):
@@ -178,19 +181,26 @@ def _streams(table: pa.Table) -> _Streams:
 
 def _gaps(streams: _Streams) -> tuple[Floats, Floats, Floats]:
     """All gaps, the terms of their steps' times (columns as `_SHARES`), and when they were."""
-    owner = np.repeat(np.arange(len(streams.lengths)), streams.lengths)
-    inside = owner[1:] == owner[:-1]
+    inside = _inside(streams)
     start_s, end_s = streams.stamps_s[:-1][inside], streams.stamps_s[1:][inside]
     gap_s = end_s - start_s
     middle_s = start_s + gap_s / 2
     load = _load(streams, middle_s)
-    # First tokens of the same step come at the same time as this gap's end, give or take the network: those
-    # within half a gap of it are counted.
+    # First tokens of the same step come at the same time as this gap's end, give or take the network. The
+    # tolerance must not depend on the gap: long gaps would find more of them by chance alone.
+    tolerance_s = float(np.median(gap_s)) / 4
     computed = np.concatenate(([0.0], np.cumsum(streams.computed)))
-    after = np.searchsorted(streams.first_s, end_s + gap_s / 2)
-    prefilled = computed[after] - computed[np.searchsorted(streams.first_s, middle_s)]
+    before = computed[np.searchsorted(streams.first_s, end_s - tolerance_s)]
+    prefilled = computed[np.searchsorted(streams.first_s, end_s + tolerance_s)] - before
     terms = np.column_stack([np.ones(len(gap_s)), load.decoding, load.kv_tokens, prefilled])
     return gap_s, terms, middle_s
+
+
+def _inside(streams: _Streams) -> NDArray[np.bool_]:
+    """Which of the differences between successive stamps are gaps of one stream."""
+    owner = np.repeat(np.arange(len(streams.lengths)), streams.lengths)
+    inside: NDArray[np.bool_] = owner[1:] == owner[:-1]
+    return inside
 
 
 def _load(streams: _Streams, at_s: Floats) -> _Load:
@@ -238,8 +248,7 @@ def _jackknife(squares: Floats, products: Floats, columns: Sequence[int]) -> tup
     product = products[:, columns]
 
     def solved(left: Floats, right: Floats) -> Floats:
-        found: Floats = np.linalg.lstsq(left, right, rcond=None)[0]
-        return found
+        return np.linalg.lstsq(left, right, rcond=None)[0].astype(np.float64)
 
     value = solved(square.sum(axis=0), product.sum(axis=0))
     without = np.array(
@@ -248,8 +257,8 @@ def _jackknife(squares: Floats, products: Floats, columns: Sequence[int]) -> tup
             for one, other in zip(square, product, strict=True)
         ]
     )
-    squared = ((without - without.mean(axis=0)) ** 2).mean(axis=0)
-    error: Floats = stats.t.ppf(0.975, len(without) - 1) * np.sqrt((len(without) - 1) * squared)
+    width = math.sqrt(len(without) - 1) * float(stats.t.ppf(0.975, len(without) - 1))
+    error: Floats = without.std(axis=0).astype(np.float64) * width
     return value, error
 
 
@@ -260,27 +269,44 @@ def _predict(shares: Mapping[str, Share], terms: Floats) -> Floats:
 
 
 def _spread(gap_s: Floats, predicted_s: Floats) -> float:
-    """Sigma of the logarithm of the ratio, by the median absolute deviation: lumps on the wire do not count."""
+    """Sigma of the ratio's logarithm, by the median absolute deviation: lumps on the wire do not count."""
     some = gap_s > 0
     logs = np.log(gap_s[some] / predicted_s[some])
     return min(2.0, float(stats.median_abs_deviation(logs, scale="normal")))
 
 
 def _unexplained(shares: Mapping[str, Share], streams: _Streams) -> Floats:
-    """The part of each time to first token that is neither the step of its prompt nor the wait for it.
+    """The part of each time to first token that the engine's steps do not explain: network, gateway, queue.
 
-    An arrival at a busy engine waits for half a step on average. What differs by less than a step is the
-    luck of that wait, and its median is taken.
+    The step that computed a prompt began when the one before it ended, at the latest tokens of another
+    stream, and the request came during the one before: at its middle, on average. What differs by no more
+    than a step is the luck of that moment, and the median is taken.
     """
-    load = _load(streams, streams.sent_s)
-    nothing = np.zeros(len(load.decoding))
-    terms = np.column_stack([np.ones(len(nothing)), load.decoding, load.kv_tokens, nothing])
-    under_way_s = _predict(shares, terms)
-    terms[:, 3] = streams.computed
-    explained_s = _predict(shares, terms) + np.where(load.decoding > 0, under_way_s / 2, 0.0)
-    left_s = np.maximum(streams.first_s - streams.sent_s - explained_s, 0.0)
+    every = max(1, len(streams.lengths) // _ARRIVALS_AT_MOST)
+    left_s = np.array([_before_its_step(shares, streams, i) for i in range(0, len(streams.lengths), every)])
+    left_s = np.maximum(left_s[~np.isnan(left_s)], 0.0)
+    gap_s = np.diff(streams.stamps_s)[_inside(streams)]
     low_s, middle_s, high_s = np.quantile(left_s, [0.25, 0.5, 0.75])
-    return np.full(len(left_s), middle_s) if high_s - low_s <= np.median(under_way_s) else left_s
+    # The mean step that an arrival finds is longer than the mean step: long ones are found more often.
+    found_s = float((gap_s**2).mean() / gap_s.mean())
+    return np.full(len(left_s), middle_s) if high_s - low_s <= found_s else left_s
+
+
+def _before_its_step(shares: Mapping[str, Share], streams: _Streams, i: int) -> float:
+    """From the sending of a request to the middle of the step that it found; NaN if nothing tells."""
+    sent_s, first_s = streams.sent_s[i], streams.first_s[i]
+    earlier = slice(max(0, i - _NEIGHBOURS), i)
+    beside = np.flatnonzero((streams.first_s[earlier] < sent_s) & (streams.last_s[earlier] > first_s))
+    if len(beside):
+        other = earlier.start + int(beside[-1])
+        end = int(streams.lengths[: other + 1].sum())
+        stamps_s = streams.stamps_s[end - int(streams.lengths[other]) : end]
+        at = int(np.abs(stamps_s - first_s).argmin())
+        return float((stamps_s[at - 1] + stamps_s[at - 2]) / 2 - sent_s) if at >= 2 else math.nan
+    if (streams.last_s[earlier] > sent_s).any():
+        return math.nan
+    alone = np.array([[1.0, 0.0, 0.0, streams.computed[i]]])
+    return float(first_s - sent_s - _predict(shares, alone)[0])
 
 
 # -- the file -----------------------------------------------------------------------------------------------
@@ -295,8 +321,8 @@ def profile_text(found: Fit, run: str) -> str:
     """
     models = ", ".join(found.models)
     lines = [
-        f"# Fitted to the run {run} ({models}): {found.streams:,} finished streams, {found.gaps:,} gaps between",
-        f"# tokens of {found.itl.mean_s * 1e3:.4g} ms on average.",
+        f"# Fitted to the run {run} ({models}): {found.streams:,} finished streams; {found.gaps:,} gaps",
+        f"# between tokens, of {found.itl.mean_s * 1e3:.4g} ms on average.",
     ]
     if found.engine is None:
         lines += [
@@ -312,7 +338,7 @@ def profile_text(found: Fit, run: str) -> str:
         left = [name for name in _SHARES if name not in found.engine]
         if left:
             lines.append(f"# Not identifiable from this run, and left at zero: {', '.join(left)}.")
-        lines.append("# Queue, KV blocks and step_tokens cannot be told from outside: no limits, and the default.")
+        lines.append("# Queue, KV blocks and step_tokens cannot be told from outside: no limits, default.")
     lines += [f"description: fitted to {run}", f"ttft: {_flow(found.ttft)}"]
     if found.engine is None:
         lines.append(f"itl: {_flow(found.itl)}")
@@ -343,6 +369,6 @@ def _flow(found: Distribution) -> str:
 def _duration(seconds: float) -> str:
     """Four digits in the unit that suits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if abs(seconds) >= size:
+        if seconds >= size:
             return f"{seconds / size:.4g}{unit}"
-    return f"{max(seconds, 0.0) * 1e9:.4f}".rstrip("0").rstrip(".") + "ns"
+    return f"{max(seconds, 0.0) * 1e9:.4g}ns"

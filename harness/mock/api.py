@@ -429,6 +429,8 @@ def _check_ranges(body: _Body) -> None:
         if getattr(body, name) is not None:
             check(name, getattr(body, name), least, most)
     check("top_p", body.top_p, 0, 1.0, above=True)
+    if body.n is not None:
+        check("n * max_tokens", body.n * (body.max_tokens or body.max_completion_tokens or 1), 1, MAX_TOKENS)
     check_user(body.user_id)
 
 
@@ -609,7 +611,7 @@ def _named(question: Question, index: int, call: int, name: str, arguments: byte
     return b'{"index":%d,"id":"%b","type":"function","function":{"name":"%b","arguments":"%b"}}' % (
         call,
         call_id(question, index, call).encode(),
-        name.encode(),
+        escaped(name),
         arguments,
     )
 

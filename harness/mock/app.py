@@ -30,6 +30,7 @@ from harness.mock.metrics import Now
 from harness.mock.pacer import Pacer, now_ns
 from harness.mock.plan import Kind, Plan, Step
 from harness.mock.playback import Playback
+from harness.mock.siblings import Siblings
 from harness.mock.truth import Entry, Log
 
 _PAGE = 10_000
@@ -48,6 +49,9 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ("deepseek-flash", "deepseek-v4-pro")
     """What `/models` lists; requests may name any model."""
     tls: bool = False
+    worker: int = 0
+    """Which of the mock's processes this is, of how many."""
+    workers: int = 1
     truth_requests: int = 200_000
     """Requests kept in memory."""
     batch_window_s: float = 86_400
@@ -63,17 +67,20 @@ class Mock:
 
     Args:
         options: how it behaves.
+        clock: the script's, where several processes share it.
     """
 
-    def __init__(self, options: Behaviour) -> None:
+    def __init__(self, options: Behaviour, clock: script.ScriptClock | None = None) -> None:
         self.log = Log(requests=options.truth_requests)
         self.in_flight: set[Playback] = set()
         self._options = options
         self._cache = _cache(options.profile)
         self._fingerprint = f"fp_mock_{options.profile.name}"
-        self._number = 0
-        self.first_ns: int | None = None
-        """When the first request came: zero of the script's clock."""
+        # Of several processes each counts in its own lane.
+        self._number = options.worker + 1 - options.workers
+        self.clock = script.ScriptClock() if clock is None else clock
+        self.siblings: Siblings | None = None
+        """The other processes of the same mock, if there are any."""
         self._buckets = None if options.limits is None else Buckets(options.limits)
         self._generating = {endpoint.value: endpoint for endpoint in api.Endpoint}
         self._generating["/beta/chat/completions"] = api.Endpoint.CHAT
@@ -112,7 +119,8 @@ class Mock:
         endpoint = self._generating.get(path)
         make = MAKERS.get(path)
         if (endpoint is None and make is None) or scope.method != "POST":
-            _respond(proto, self._control(scope, path, body))
+            asks_all = self.siblings is not None and path == "/__truth"
+            _respond(proto, await self._all_truth(scope) if asks_all else self._control(scope, path, body))
             return
         task = self.endpoints.task(scope, body, endpoint)
         if task is not None:
@@ -120,12 +128,11 @@ class Mock:
             return
         headers = scope.headers
         request_id = headers.get("x-request-id") or uuid.uuid4().hex
-        self._number += 1
+        self._number += self._options.workers
         entry = Entry(request_id, self._number, scope.path, scope.http_version, arrived_ns)
         entry.head_ns = head_ns
         entry.traceparent = headers.get("traceparent") or ""
-        if self.first_ns is None:
-            self.first_ns = arrived_ns
+        self.clock.start(arrived_ns)
         key = headers.get("authorization")
         if key is None and (named := headers.get("x-api-key")) is not None:
             key = f"Bearer {named}"  # Anthropic's way to say it.
@@ -235,7 +242,7 @@ class Mock:
             return faulty
         if not options.rules:
             return plan
-        elapsed_s = self.elapsed_s()
+        elapsed_s = self.clock.elapsed_s(entry.arrived_ns) or 0.0
         rule = script.choose(
             options.rules,
             seed=options.seed,
@@ -250,10 +257,6 @@ class Mock:
             return plan
         entry.fault = rule.spelling
         return faulty
-
-    def elapsed_s(self) -> float:
-        """The script's clock: seconds since the first request; 0 before it."""
-        return 0.0 if self.first_ns is None else (now_ns() - self.first_ns) / 1e9
 
     def _broken(self, fault: faults.Fault, plan: Plan, entry: Entry, *, left_s: float = 0.0) -> Plan | None:
         faulty = faults.apply(fault, plan, faults.Moment(time.time(), left_s))
@@ -331,7 +334,7 @@ class Mock:
                 "profile": options.profile.name,
                 "seed": options.seed,
                 "in_flight": len(self.in_flight),
-                "script_s": self.elapsed_s(),
+                "script_s": self.clock.elapsed_s(now_ns()),
                 "truth_next": self.log.next,
                 "clock": self.log.clock,
             }
@@ -342,12 +345,25 @@ class Mock:
         if not since.isdecimal():
             return api.refusal(400, f"`since` is {since!r}: write a position, 0 or more")
         lines, after = self.log.page(int(since), _PAGE)
-        headers = [
-            ("content-type", "application/x-ndjson"),
-            ("x-truth-next", str(after)),
-            ("x-truth-forgotten", str(self.log.forgotten)),
-        ]
-        return Plan(200, headers, [Step(0, lines, Kind.BODY)])
+        return _truth_page(lines, str(after), self.log.forgotten)
+
+    async def _all_truth(self, scope: Scope) -> Plan:
+        assert self.siblings is not None
+        since = parse_qs(scope.query_string).get("since", ["0"])[0]
+        positions = self.siblings.positions(since)
+        if positions is None:
+            return api.refusal(400, f"`since` is {since!r}: write 0, or what `x-truth-next` said")
+        page = await self.siblings.page(positions, _PAGE)
+        return _truth_page(page.lines, ".".join(map(str, page.next)), page.forgotten)
+
+
+def _truth_page(lines: bytes, after: str, forgotten: int) -> Plan:
+    headers = [
+        ("content-type", "application/x-ndjson"),
+        ("x-truth-next", after),
+        ("x-truth-forgotten", str(forgotten)),
+    ]
+    return Plan(200, headers, [Step(0, lines, Kind.BODY)])
 
 
 def _respond(proto: HTTPProtocol, plan: Plan) -> None:

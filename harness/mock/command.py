@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, EngineError
 from harness.mock.latency import built_in_profiles, load_profile
 from harness.mock.script import Script, load_script
 
 
-@click.command()
+@click.group(invoke_without_command=True)
+@click.pass_context
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
 @click.option(
@@ -44,8 +45,10 @@ from harness.mock.script import Script, load_script
 @click.option("--batch-stage", default=0.05, show_default=True, help="Seconds of validating, finalizing, …")
 @click.option("--task-slots", default=8, show_default=True, type=click.IntRange(1), help="Tasks at a time.")
 @click.option("--die-with-parent", is_flag=True, help="Stop when the process that started this one is gone.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
 @click.option("--print-url", is_flag=True, help="Print the bare URL when listening, instead of JSON.")
 def mock(  # noqa: PLR0917 - click calls it by name
+    context: click.Context,
     host: str,
     port: int,
     profile: str,
@@ -62,12 +65,15 @@ def mock(  # noqa: PLR0917 - click calls it by name
     batch_stage: float,
     task_slots: int,
     die_with_parent: bool,
+    workers: int,
     print_url: bool,
 ) -> None:
     """Serve a mock LLM API that keeps a log of what it really sent, and when.
 
     One line on stdout says where, once it is listening; SIGTERM or Ctrl-C drains and ends it.
     """
+    if context.invoked_subcommand is not None:
+        return
     # Loaded here, so that `harness --help` does not pay for the server.
     from harness.mock.app import Behaviour  # noqa: PLC0415 - see above
     from harness.mock.server import Options, serve  # noqa: PLC0415 - see above
@@ -79,6 +85,7 @@ def mock(  # noqa: PLR0917 - click calls it by name
             rules=script.rules,
             limits=script.limits,
             tls=certificate is not None,
+            workers=workers,
             seed=seed,
             api_key=api_key,
             truth_requests=truth_requests,
@@ -104,3 +111,6 @@ def mock(  # noqa: PLR0917 - click calls it by name
     except ConfigError as error:
         click.echo(f"harness mock: {error}", err=True)
         sys.exit(2)
+    except EngineError as error:
+        click.echo(f"harness mock: {error}", err=True)
+        sys.exit(1)

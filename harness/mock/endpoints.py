@@ -251,6 +251,7 @@ class Endpoints:
         transport = await proto.accept()
         session = realtime.Session(transport, start, model=model, request_id=request_id)
         await session.serve()
+        proto.close(1000)  # Or the client would wait for the answer to its own close.
 
 
 def _unfit(scope: Scope, body: bytes, endpoint: Endpoint | None) -> Refusal | None:

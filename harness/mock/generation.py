@@ -22,7 +22,7 @@ _FRAGMENT = 4
 _DEEPEST = 4
 """Below this an object has only the properties that it must have: schemas may refer to themselves."""
 _MOST = 1_000
-"""Characters of a text, items of a list."""
+"""Characters of a text, items of the outermost list."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -207,7 +207,8 @@ def example(schema: Any, root: Any, depth: int = 0) -> Any:
             return {name: example(properties[name], root, depth + 1) for name in kept}
         case "array":
             count = _of(schema, "minItems", int, 0 if depth >= _DEEPEST else 1)
-            return [example(schema.get("items"), root, depth + 1)] * min(count, _MOST)
+            # The deeper the fewer: lists in lists multiply.
+            return [example(schema.get("items"), root, depth + 1)] * min(count, _MOST // 4**depth)
         case "integer" | "number":
             return _number(schema)
         case "boolean":

@@ -7,6 +7,7 @@ however long the load generator took to start.
 from __future__ import annotations
 
 import math
+import mmap
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,27 @@ from harness.errors import ConfigError
 from harness.mock.faults import Fault, Refuse, Wait, parse
 from harness.mock.latency import Seconds, convert, read_yaml
 from harness.mock.limits import Limits
+
+
+class ScriptClock:
+    """Seconds since the first request to any of the processes that were forked with this clock."""
+
+    def __init__(self) -> None:
+        self._shared = memoryview(mmap.mmap(-1, 8)).cast("q")
+        self._zero_ns = 0
+
+    def start(self, now_ns: int) -> None:
+        """A request came: the first of all starts the clock."""
+        if self._zero_ns:
+            return
+        if not self._shared[0]:
+            self._shared[0] = now_ns
+        self._zero_ns = self._shared[0]
+
+    def elapsed_s(self, now_ns: int) -> float | None:
+        """What it shows; None before the first request."""
+        zero_ns = self._shared[0]
+        return (now_ns - zero_ns) / 1e9 if zero_ns else None
 
 
 class Window(NamedTuple):

@@ -17,10 +17,12 @@ import socket
 import ssl
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import uvloop
@@ -29,13 +31,14 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, EngineError
 from harness.mock import certificate as certificates
-from harness.mock import spans
+from harness.mock import siblings, spans
 from harness.mock.app import Behaviour, Mock
 from harness.mock.faults import Refuse
 from harness.mock.pacer import now_ns
-from harness.mock.script import Rule
+from harness.mock.script import Rule, ScriptClock
+from harness.mock.siblings import Siblings
 
 _NS = 1_000_000_000
 _SPANS_A_LINE = 500
@@ -59,6 +62,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 10.0
     """How long answers under way may go on after SIGTERM."""
     die_with_parent: bool = False
+
+
+class Group(NamedTuple):
+    """What the processes of one mock share."""
+
+    clock: ScriptClock
+    folder: Path
+    """Of their sockets."""
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -109,7 +120,84 @@ def _run(options: Options, ready: Callable[[Ready], None]) -> None:
         port = reserved.getsockname()[1]
         if sys.platform != "linux":
             reserved.close()  # Only Linux lets the server share a port with the socket that reserves it.
-        uvloop.run(_serve(options, port, ready))
+        if options.behaviour.workers == 1:
+            uvloop.run(_serve(options, port, ready))
+        else:
+            _serve_together(options, port, ready)
+
+
+def _serve_together(options: Options, port: int, ready: Callable[[Ready], None]) -> None:
+    """Several processes on one port; the kernel spreads the connections, and this one only watches."""
+    workers = range(options.behaviour.workers)
+    parts = [] if options.truth_file is None else [Path(f"{options.truth_file}.{n}") for n in workers]
+    clock = ScriptClock()
+    telling, told = os.pipe()
+    with tempfile.TemporaryDirectory(prefix="harness-mock-") as folder:
+
+        def work(worker: int) -> None:
+            own = msgspec.structs.replace(
+                options,
+                behaviour=msgspec.structs.replace(options.behaviour, worker=worker),
+                truth_file=parts[worker] if parts else None,
+                die_with_parent=True,
+            )
+            group = Group(clock, Path(folder))
+
+            def tell(_: Ready) -> None:
+                os.write(told, b".")
+
+            uvloop.run(_serve(own, port, tell, group))
+
+        running = {_forked(work, worker) for worker in workers}
+        os.close(told)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: _end(running))
+        started = 0
+        while started < len(workers) and os.read(telling, 1):
+            started += 1
+        if started == len(workers):
+            ready(_told(options, port))
+        parent, failed = os.getppid(), started < len(workers)
+        while running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                time.sleep(0.05)
+                if options.die_with_parent and os.getppid() != parent:
+                    _end(running)
+                continue
+            running.discard(pid)
+            failed = failed or status != 0
+            _end(running)
+    if failed:
+        raise EngineError("one of the mock's processes died; what it knew is lost")
+    if options.truth_file is not None:
+        siblings.merge(parts, options.truth_file)
+
+
+def _forked(work: Callable[[int], None], worker: int) -> int:
+    """Work in a process of its own; gives its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        work(worker)
+        code = 0
+    except Exception:  # noqa: BLE001 - the other half of this process is not to unwind through ours
+        traceback.print_exc()
+    os._exit(code)
+
+
+def _end(running: set[int]) -> None:
+    for pid in running:
+        os.kill(pid, signal.SIGTERM)
+
+
+def _told(options: Options, port: int) -> Ready:
+    scheme = "http" if options.certificate is None else "https"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    certificate = None if options.certificate is None else str(options.certificate)
+    return Ready(f"{scheme}://{host}:{port}", os.getpid(), certificate)
 
 
 def _raise_file_limit() -> None:
@@ -143,8 +231,14 @@ def _reserve(host: str, port: int) -> socket.socket:
     return reserved
 
 
-async def _serve(options: Options, port: int, ready: Callable[[Ready], None]) -> None:
-    mock = Mock(options.behaviour)
+async def _serve(
+    options: Options, port: int, ready: Callable[[Ready], None], group: Group | None = None
+) -> None:
+    mock = Mock(options.behaviour, None if group is None else group.clock)
+    if group is not None:
+        behaviour = options.behaviour
+        mock.siblings = Siblings(group.folder, mock.log, worker=behaviour.worker, workers=behaviour.workers)
+        await mock.siblings.listen()
     door = _Door(lambda: _server(mock, options, port))
     door.open()
     loop = asyncio.get_running_loop()
@@ -155,11 +249,12 @@ async def _serve(options: Options, port: int, ready: Callable[[Ready], None]) ->
     if options.die_with_parent:
         background.append(asyncio.create_task(_parent_gone(os.getppid())))
     await _accepting(options.host, port, door)
-    scheme = "http" if options.certificate is None else "https"
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    gc.freeze()  # What was loaded stays: no collection has to walk it again.
-    certificate = None if options.certificate is None else str(options.certificate)
-    ready(Ready(f"{scheme}://{host}:{port}", os.getpid(), certificate))
+    # A collection walks every step of every answer under way: 50 ms for a thousand of them. Answering makes
+    # no cycles (measured), and what else does is collected when nothing is under way.
+    gc.freeze()
+    gc.disable()
+    background.append(asyncio.create_task(_tidy(mock)))
+    ready(_told(options, port))
     refusing = [asyncio.create_task(_refuse(mock, door, rule)) for rule in options.behaviour.rules]
     writing = [asyncio.create_task(_follow(mock, options.spans_file))] if options.spans_file else []
     await asyncio.wait([door.failed, *background], return_when=asyncio.FIRST_COMPLETED)
@@ -215,16 +310,24 @@ async def _refuse(mock: Mock, door: _Door, rule: Rule) -> None:
     """Close the door for the rule's time, if it is of that sort."""
     if not isinstance(rule.fault, Refuse) or rule.at is None:
         return
-    while not mock.elapsed_s() >= rule.at.start_s or mock.first_ns is None:  # noqa: ASYNC110 - see below
-        await asyncio.sleep(0.005)  # The first request starts the clock; an event for that would cost each.
+    while (elapsed_s := mock.clock.elapsed_s(now_ns())) is None or elapsed_s < rule.at.start_s:  # noqa: ASYNC110 - of processes
+        await asyncio.sleep(0.005)  # The first request starts the clock: of any process.
     door.close()
     if rule.fault.open == "reset":
         for playback in list(mock.in_flight):
             playback.break_off()
     if math.isinf(rule.at.end_s):
         return
-    await asyncio.sleep(max(0.0, rule.at.end_s - mock.elapsed_s()))
+    await asyncio.sleep(max(0.0, rule.at.end_s - (mock.clock.elapsed_s(now_ns()) or 0.0)))
     door.open()
+
+
+async def _tidy(mock: Mock) -> None:
+    """Collect garbage while idle."""
+    while True:
+        await asyncio.sleep(5)
+        if not mock.in_flight:
+            gc.collect()
 
 
 async def _follow(mock: Mock, path: Path) -> None:
@@ -238,7 +341,7 @@ def _write_spans(mock: Mock, path: Path) -> None:
     entries = mock.log.take_new()
     if not entries:
         return
-    with path.open("ab") as file:
+    with path.open("ab", buffering=0) as file:  # whole writes: several processes append
         for i in range(0, len(entries), _SPANS_A_LINE):
             file.write(spans.line(entries[i : i + _SPANS_A_LINE], mock.log.clock, pid=os.getpid()))
 

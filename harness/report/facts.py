@@ -7,6 +7,7 @@ import re
 import msgspec
 import pyarrow as pa
 
+from harness.analysis.floor import FACTOR, Floor, floor_s, resolvable
 from harness.analysis.measures import MEASURES
 from harness.analysis.stats import allowed_share
 from harness.analysis.summary import Distribution, Group, Summary
@@ -31,6 +32,8 @@ class RunReport(msgspec.Struct, frozen=True):
     """The run folder, as the reader would type it; empty if the report is not in one."""
     truth: Truth | None = None
     """What the bundled mock says it really did; None for any other target."""
+    floor: Floor | None = None
+    """The instrument's own error at this load on this machine; None if it was not calibrated."""
 
 
 class ObjectiveRow(msgspec.Struct, frozen=True):
@@ -109,12 +112,12 @@ def remedies(verdict: Verdict) -> list[str]:
     return [sentence(each.remedy) for each in verdict.validity.checks if not each.passed and each.remedy]
 
 
-def objective_rows(verdict: Verdict) -> list[ObjectiveRow]:
+def objective_rows(report: RunReport) -> list[ObjectiveRow]:
     """The objectives in the order in which they were given."""
-    return [_objective_row(each) for each in verdict.objectives]
+    return [_objective_row(each, report.floor) for each in report.verdict.objectives]
 
 
-def _objective_row(judged: Judged) -> ObjectiveRow:
+def _objective_row(judged: Judged, floor: Floor | None) -> ObjectiveRow:
     objective = judged.objective
     needed = "" if judged.more_needed is None else numbers.count(judged.more_needed)
     return ObjectiveRow(
@@ -122,13 +125,34 @@ def _objective_row(judged: Judged) -> ObjectiveRow:
         expression=objective.expression,
         scope=objective.kind or "all",
         state=judged.state,
-        observed=numbers.figure_text(judged.observed),
+        observed=numbers.figure_text(judged.observed) + _unresolved(judged, floor),
         bad=f"{numbers.count(judged.bad)} of {numbers.count(judged.n)}",
         bound=_bound(judged),
         allowed=numbers.target_share(allowed_share(objective.target)),
         budget_used=judged.budget_used,
         needed=needed,
         reason=judged.reason,
+    )
+
+
+def _unresolved(judged: Judged, floor: Floor | None) -> str:
+    """A mark beside a figure that the instrument is too coarse for."""
+    value, measure = judged.observed.value, judged.objective.measure
+    if floor is None or value is None or judged.observed.unit != "s" or resolvable(value, floor, measure):
+        return ""
+    return ", not resolvable"
+
+
+def floor_line(floor: Floor) -> str:
+    """The noise floor in one sentence."""
+    names = (("response", "response"), ("TTFT", "ttft"), ("ITL", "itl"))
+    floors = [(label, floor_s(floor, measure)) for label, measure in names]
+    told = ", ".join(
+        f"{label} {numbers.quantity(value, 's')}" for label, value in floors if value is not None
+    )
+    return (
+        f"{told or 'unknown'} is the instrument's own error at {numbers.quantity(floor.rate_per_s, '1/s')} "
+        f"(n {numbers.count(floor.requests)}); a judged figure below {FACTOR:g} times that is not resolvable"
     )
 
 

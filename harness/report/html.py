@@ -48,7 +48,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "manifest": report.manifest,
         "facts": facts,
         "groups": facts.groups(report.summary),
-        "objectives": facts.objective_rows(report.verdict),
+        "objectives": facts.objective_rows(report),
         "latency": facts.latency_rows(report),
         "truth": facts.truth_rows(report),
         "quantiles": QUANTILES,

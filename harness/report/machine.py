@@ -7,6 +7,7 @@
     manifest    record.Manifest: the books
     telemetry   record.TelemetryLedger, or null
     truth       analysis.truth.Truth: the bundled mock's own figures, or null for other targets
+    floor       analysis.floor.Floor: the instrument's own error, or null if it was not calibrated
     run         record.Run: the header; with the scenario it holds all that is needed to repeat the run
 
 Times are seconds, shares are of one, `n` counts what a figure rests on, a figure that cannot be given
@@ -41,6 +42,7 @@ def to_json(report: RunReport) -> bytes:
         "manifest": report.manifest,
         "telemetry": report.telemetry,
         "truth": report.truth,
+        "floor": report.floor,
         "run": report.run,
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"

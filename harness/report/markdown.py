@@ -44,6 +44,8 @@ def _list(report: RunReport) -> str:
         "Run": f"{run.run_id}, target {run.target}, commit {commit}",
         "To repeat it": facts.repeat_command(run),
     }
+    if report.floor is not None:
+        lines["Noise floor"] = facts.floor_line(report.floor)
     if report.truth is not None:
         lines["Truth"] = facts.truth_line(report.truth)
     return "\n".join(f"- **{name}**: {_plain(line)}" for name, line in lines.items())
@@ -52,7 +54,7 @@ def _list(report: RunReport) -> str:
 def _objectives(report: RunReport) -> str:
     rows = (
         (row.expression, f"**{row.state}**", row.observed, row.bad, row.bound, row.allowed, row.needed)
-        for row in facts.objective_rows(report.verdict)
+        for row in facts.objective_rows(report)
     )
     header = ("objective", "verdict", "observed [95 %]", "bad / n", "shown", "allowed", "still needed")
     return _table(header, "ll rrrr r", rows, plain={1})

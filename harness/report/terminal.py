@@ -93,7 +93,7 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def _objectives(report: RunReport) -> Table:
-    rows = facts.objective_rows(report.verdict)
+    rows = facts.objective_rows(report)
     undecided = any(row.needed for row in rows)
     right = ("observed", "bad / n", "shown", "allowed", "still needed")
     columns = ["objective", "observed", "bad / n", "shown", "allowed", "verdict"]
@@ -157,6 +157,8 @@ def _facts(report: RunReport) -> Table:
     table.add_row("Instrument", facts.instrument_line(report.verdict))
     table.add_row("Ledger", facts.ledger_line(report.manifest))
     table.add_row("Telemetry", facts.telemetry_line(report.telemetry))
+    if report.floor is not None:
+        table.add_row("Noise floor", facts.floor_line(report.floor))
     if report.truth is not None:
         table.add_row("Truth", facts.truth_line(report.truth))
     if report.folder:

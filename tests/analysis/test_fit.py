@@ -28,7 +28,7 @@ def table_of(records: Sequence[Record]) -> pa.Table:
 
 
 def observed(settings: Settings, *, requests: int, rate: float, delay_ms: float = 4.0) -> pa.Table:
-    """A run against that engine: Poisson arrivals, 30 % of the prompts cached, 0.3 ms of noise on each stamp."""
+    """A run against that engine: Poisson arrivals, 30 % of prompts half cached, noise of 0.3 ms on stamps."""
     rng = random.Random(1)
     engine = Engine(settings, seed=1)
     at_ns, jobs, chunks = 0, {}, {}
@@ -71,18 +71,20 @@ def saved(found: Fit, folder: Path) -> Profile:
 
 
 H100 = Settings(
-    StepTime(Seconds(0.0064), Seconds(2.3e-5), Seconds(5.2e-8), Seconds(3.2e-5)), jitter=0.05, step_tokens=8192
+    StepTime(Seconds(0.0064), Seconds(1e-4), Seconds(5.2e-8), Seconds(3.2e-5)), jitter=0.05, step_tokens=8192
 )
 
 
-def test_the_shares_of_an_engines_step_are_found_within_a_tenth(tmp_path: Path):
-    found = fit(observed(H100, requests=1500, rate=20), "run")
+def test_the_shares_of_an_engines_step_are_found(tmp_path: Path):
+    found = fit(observed(H100, requests=1500, rate=10), "run")
     assert found.engine is not None
-    truth = {"base": 6.4e-3, "sequence": 2.3e-5, "kv_token": 5.2e-8, "prefill_token": 3.2e-5}
+    truth = {"base": 6.4e-3, "sequence": 1e-4, "kv_token": 5.2e-8, "prefill_token": 3.2e-5}
     assert set(found.engine) == set(truth)
     for name, value_s in truth.items():
         share = found.engine[name]
         assert share.value_s == pytest.approx(value_s, rel=0.1), name
+        assert share.low_s <= value_s * 1.01, name
+        assert share.high_s >= value_s * 0.99, name
     assert found.explained > 0.8
     assert found.ttft.mean_s == pytest.approx(0.004, abs=0.0015)
     profile = saved(found, tmp_path)
@@ -92,16 +94,17 @@ def test_the_shares_of_an_engines_step_are_found_within_a_tenth(tmp_path: Path):
 
 def test_a_fitted_engine_replays_the_run_it_was_fitted_to(tmp_path: Path):
     """Means and tails of TTFT and gaps, at the same load; and at twice the load, which it never saw."""
-    profile = saved(fit(observed(H100, requests=1200, rate=20), "run"), tmp_path)
+    profile = saved(fit(observed(H100, requests=1200, rate=10), "run"), tmp_path)
     assert profile.engine is not None
     assert isinstance(profile.ttft, Fixed)
     delay_ms = profile.ttft.value_s * 1e3
-    for rate in (20, 40):
+    for rate in (10, 20):
         real = observed(H100, requests=600, rate=rate)
         replayed = observed(profile.engine, requests=600, rate=rate, delay_ms=delay_ms)
         for of in (_ttft_s, _gaps_s):
             for share in (0.5, 0.9):
-                assert np.quantile(of(replayed), share) == pytest.approx(np.quantile(of(real), share), rel=0.1)
+                expected = pytest.approx(np.quantile(of(real), share), rel=0.1)
+                assert np.quantile(of(replayed), share) == expected
 
 
 def _ttft_s(table: pa.Table) -> np.ndarray:
@@ -152,7 +155,7 @@ def test_where_load_does_not_show_the_distributions_are_found(tmp_path: Path):
 
 
 def test_a_run_with_too_few_streams_is_refused_with_the_number_needed():
-    with pytest.raises(ConfigError, match="streams is 12: .* at least 30"):
+    with pytest.raises(ConfigError, match=r"streams is 12: .* at least 30"):
         fit(plain(requests=12), "runs/x")
 
 

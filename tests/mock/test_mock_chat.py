@@ -64,6 +64,7 @@ def events(plan: Plan) -> list[dict]:
         ({"top_p": 0}, 400, "Invalid top_p"),
         ({"frequency_penalty": 3}, 400, "Invalid frequency_penalty"),
         ({"n": 0}, 400, "Invalid n"),
+        ({"n": 100, "max_tokens": 100_000}, 400, "Invalid n * max_tokens"),
         ({"user_id": "x" * 513}, 400, "Invalid user_id"),
         ({"stop": ["x"] * 17}, 400, "Invalid stop"),
         ({"stop": ""}, 400, "Invalid stop"),
@@ -187,6 +188,22 @@ def test_echo_repeats_the_prompt_before_the_answer():
     assert choice["logprobs"]["text_offset"][0] == 5
     streamed = events(answer(Endpoint.COMPLETIONS, prompt='say "', echo=True, max_tokens=2, stream=True))
     assert "".join(event["choices"][0]["text"] for event in streamed) == choice["text"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_has_log_probabilities_of_its_own(stream: bool):
+    plan = answer(
+        Endpoint.CHAT,
+        thinking={"type": "enabled"},
+        max_tokens=8,
+        logprobs=True,
+        top_logprobs=1,
+        stream=stream,
+    )
+    said = events(plan) if stream else [json.loads(plan.steps[0].payload)]
+    scores = [event["choices"][0]["logprobs"] for event in said if event["choices"][0]["logprobs"]]
+    assert sum(len(score["reasoning_content"] or ()) for score in scores) == 2
+    assert sum(len(score["content"] or ()) for score in scores) == 6
 
 
 def test_tools_count_as_prompt():

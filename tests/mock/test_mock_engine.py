@@ -6,6 +6,7 @@ import math
 import random
 import statistics
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def test_jitter_keeps_the_mean_and_has_the_stated_spread():
     at_ns = [0]
     while engine.next_ns is not None:
         at_ns += [token.at_ns for token in engine.step(engine.next_ns)]
-    gaps = [after - before for before, after in zip(at_ns, at_ns[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(at_ns)]
     assert statistics.fmean(gaps) == pytest.approx(10 * MS, rel=0.01)
     assert statistics.stdev(map(math.log, gaps)) == pytest.approx(0.2, rel=0.03)
 

@@ -157,6 +157,35 @@ def test_another_finish_reason_stands_once_in_the_answer(stream: bool):
     assert b'"finish_reason":"length"' not in body
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_no_finish_reason_is_given_and_all_else_is(stream: bool):
+    changed = faulty("no_finish", plan(stream=stream))
+    body = b"".join(step.payload for step in changed.steps)
+    assert b'"finish_reason":"' not in body
+    assert b'"finish_reason":null' in body
+    assert changed.finish_reason is None
+    assert changed.completion_tokens == TOKENS
+
+
+def test_signs_of_life_in_a_stream_may_be_blank_lines():
+    changed = faulty("keepalive;seconds=0.2;every=0.1;sign=blank", plan())
+    assert [step.payload for step in changed.steps[:2]] == [b"\n", b"\n"]
+
+
+@pytest.mark.parametrize("spelling", ["refuse", "wait"])
+def test_what_needs_a_time_is_not_for_one_request(spelling: str):
+    assert faults.apply(faults.parse(spelling, "test"), plan()) is None
+
+
+@pytest.mark.parametrize("spelling", ["split", "merge", "gzip", "slow"])
+def test_what_only_changes_the_writes_keeps_the_tokens(spelling: str):
+    assert tokens_of_steps(faulty(spelling, plan()).steps) == TOKENS
+
+
+def tokens_of_steps(steps: list) -> int:
+    return sum(step.tokens for step in steps if step.kind is Kind.TOKEN)
+
+
 @pytest.mark.parametrize("spelling", ["reset", "hang", "hang;seconds=2"])
 def test_reset_and_hang_send_not_even_a_head(spelling: str):
     changed = faulty(spelling, plan())

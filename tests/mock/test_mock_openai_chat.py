@@ -288,3 +288,8 @@ def test_a_response_that_fails_in_mid_stream_raises(sdk: openai.OpenAI):
     fault = {"extra_headers": {"x-mock-fault": "error_event;after=2"}}
     with pytest.raises(openai.APIError, match="Server Error"):
         list(sdk.responses.create(model="m", input="hi", stream=True, **fault))
+
+
+def test_a_response_has_a_status_and_no_finish_reason_to_change(sdk: openai.OpenAI):
+    with pytest.raises(openai.BadRequestError, match="finish;reason=aborted"):
+        sdk.responses.create(model="m", input="hi", extra_headers={"x-mock-fault": "finish;reason=aborted"})

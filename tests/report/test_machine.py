@@ -32,6 +32,7 @@ def test_the_verdict_and_its_exit_code_are_there(state):
 
 def test_the_keys_stay():
     document = msgspec.json.decode(to_json(fake_run.report()))
-    assert list(document) == ["schema", "verdict", "validity", "summary", "manifest", "telemetry", "truth", "run"]
+    measured = ["verdict", "validity", "summary", "manifest", "telemetry", "truth", "floor"]
+    assert list(document) == ["schema", *measured, "run"]
     assert document["schema"] == 1
     assert list(document["verdict"]) == ["state", "exit_code", "reason", "objectives"]
