@@ -1,4 +1,4 @@
-"""Does the harness reach its ratios on this machine? Two cores: a reference server on one, a client on the other.
+"""Does the harness reach its ratios? Two cores: a reference server on one, a client on the other.
 
     python benchmarks/ratios.py [rate] [streams] [import] [--quick] [--json FILE]
 

@@ -1,4 +1,5 @@
 import msgspec
+import numpy as np
 import pytest
 from report import fake_run
 
@@ -9,9 +10,7 @@ from harness.report.terminal import terminal
 
 
 def floor(added_s: float) -> Floor:
-    import numpy as np
-
-    errors = {name: distribution(np.full(400, added_s), name) for name in ("ttft", "response", "itl")}
+    errors = {name: distribution(np.full(400, added_s), name, "s") for name in ("ttft", "response", "itl")}
     return Floor(
         run="r",
         profile="demo",
@@ -21,7 +20,7 @@ def floor(added_s: float) -> Floor:
         unmatched=0,
         miscounted=0,
         added=errors,
-        lateness=distribution(np.full(400, added_s), "lateness"),
+        lateness=distribution(np.full(400, added_s), "lateness", "s"),
         hub_lag_max_s=0.001,
         cpu_share=0.1,
         mock_lateness_max_s=0.001,
