@@ -32,7 +32,8 @@ _GAPS_AT_MOST = 300_000
 _CLOSE = 0.05
 """Kolmogorov-Smirnov distance up to which a log-normal is taken to be the distribution."""
 _QUANTILES = (0.0, *(round(0.05 * i, 2) for i in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
-_WHOLE_BATCH = 256
+_WHOLE_BATCH, _WHOLE_STEP = 256, 2048
+"""vLLM's defaults: what the server takes at least, unless the run shows more."""
 _ARRIVALS_AT_MOST = 5_000
 _NEIGHBOURS = 500
 """Streams before one that are searched for one that was under way all the while."""
@@ -72,6 +73,8 @@ class Fit(msgspec.Struct, frozen=True):
     """Sigma of the logarithm of gap over step time."""
     peak_batch: int
     """Most streams that were being decoded at once."""
+    peak_prefill: int
+    """Most prompt tokens whose first answers came at once: a step takes so many, or is taken to."""
     output_tokens: int
     models: Sequence[str]
 
@@ -132,6 +135,7 @@ def fit(table: pa.Table, source: str) -> Fit:
         explained=explained,
         jitter=jitter,
         peak_batch=int(terms[:, 1].max()),
+        peak_prefill=int(terms[:, 3].max()),
         output_tokens=int(np.median(streams.lengths)),
         models=sorted(set(table.column("model").to_pylist())),
     )
@@ -338,7 +342,7 @@ def profile_text(found: Fit, run: str) -> str:
         left = [name for name in _SHARES if name not in found.engine]
         if left:
             lines.append(f"# Not identifiable from this run, and left at zero: {', '.join(left)}.")
-        lines.append("# Queue, KV blocks and step_tokens cannot be told from outside: no limits, default.")
+        lines.append("# Queue and KV blocks cannot be told from outside: no limits.")
     lines += [f"description: fitted to {run}", f"ttft: {_flow(found.ttft)}"]
     if found.engine is None:
         lines.append(f"itl: {_flow(found.itl)}")
@@ -349,6 +353,7 @@ def profile_text(found: Fit, run: str) -> str:
             f"  step: {{{step}}}",
             f"  jitter: {found.jitter:.3f}",
             f"  batch: {max(_WHOLE_BATCH, found.peak_batch)}",
+            f"  step_tokens: {max(_WHOLE_STEP, 2 ** math.ceil(math.log2(max(1, found.peak_prefill))))}",
         ]
     return "\n".join([*lines, f"output_tokens: {found.output_tokens}", ""])
 

@@ -151,8 +151,11 @@ class Answer:
 
     def _inflater(self, exchange: Exchange) -> Callable[[bytes], bytes]:
         """How to undo the content encoding, which we asked not to be used."""
-        encoding = (exchange.header(b"content-encoding") or b"identity").strip().lower()
-        if encoding == b"identity":
+        value = exchange.header(b"content-encoding")
+        if value is None:
+            return _as_is
+        encoding = value.strip().lower()
+        if encoding in {b"", b"identity"}:
             return _as_is
         if encoding in {b"gzip", b"x-gzip", b"deflate"}:
             return zlib.decompressobj(_GZIP_OR_ZLIB).decompress
@@ -167,6 +170,8 @@ def held_ns(exchange: Exchange, answer: Answer, *, streams: bool) -> int:
     if streams:
         first_ns = answer.first_event_ns or exchange.ended_ns
         return (first_ns or 0) - exchange.headers_ns if answer.kept_alive else 0
+    if exchange.pieces and not exchange.pieces[0].isspace():
+        return 0
     kept_alive = False
     for piece, stamp_ns in zip(exchange.pieces, exchange.stamps, strict=True):
         if not piece.isspace():

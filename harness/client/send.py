@@ -25,6 +25,7 @@ __all__ = ["Log", "Policy", "Wire", "policy", "prepare", "send", "send_batch"]
 Log = Callable[[Record], None]
 
 _span_ids = random_ids(16)
+_OK = Outcome.OK  # looking up a member costs more than a call in Python 3.11
 
 
 class Wire(Protocol):
@@ -192,7 +193,7 @@ class _Attempt(msgspec.Struct, frozen=True, gc=False):
             outcome,
             error,
             answer.finish_reason,
-            _usage(answer, call) if outcome is Outcome.OK else answer.usage,
+            _usage(answer, call) if outcome is _OK else answer.usage,
             asked_s,  # retry_after_s
             exchange.reused,
             self.connection.wire,
@@ -263,14 +264,12 @@ def _judge(exchange: Exchange, answer: Answer, call: Call) -> tuple[Outcome, str
     fault = status_fault(exchange)
     if fault is not None:
         return fault
+    if exchange.outcome is None:
+        return (_OK, "") if answer.outcome is None else (answer.outcome, answer.error)
     # An error the server named before it hung up says more than the hanging up.
     if answer.outcome is Outcome.IN_BAND_ERROR:
         return answer.outcome, answer.error
-    if exchange.outcome is not None:
-        return exchange.outcome, exchange.error
-    if answer.outcome is not None:
-        return answer.outcome, answer.error
-    return Outcome.OK, ""
+    return exchange.outcome, exchange.error
 
 
 def _usage(answer: Answer, call: Call) -> Usage | None:

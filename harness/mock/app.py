@@ -6,7 +6,6 @@ import asyncio
 import math
 import os
 import time
-import uuid
 from typing import cast
 from urllib.parse import parse_qs
 
@@ -91,6 +90,7 @@ class Mock:
         self.endpoints = Endpoints(
             self.__rsgi__,
             api_key=options.api_key,
+            alone=options.workers == 1,
             log=self.log,
             batch_window_s=options.batch_window_s,
             batch_stage_s=options.batch_stage_s,
@@ -127,7 +127,7 @@ class Mock:
             _respond(proto, task)
             return
         headers = scope.headers
-        request_id = headers.get("x-request-id") or uuid.uuid4().hex
+        request_id = headers.get("x-request-id") or os.urandom(16).hex()
         self._number += self._options.workers
         entry = Entry(request_id, self._number, scope.path, scope.http_version, arrived_ns)
         entry.head_ns = head_ns
@@ -224,7 +224,11 @@ class Mock:
             return refused
         entry.model, entry.stream, entry.prompt_tokens = made.model, made.stream, made.prompt_tokens
         plan = made.plan._replace(headers=[*made.plan.headers, *limit_headers])
-        return self._with_fault(plan, entry, fault)
+        if self._drive is None:
+            return self._with_fault(plan, entry, fault)
+        generated = max(1, made.generated or plan.completion_tokens)
+        plan = self._with_fault(gated(plan, generated), entry, fault)
+        return self._queued(plan, Job(entry.number, made.prompt_tokens, generated, 0), entry)
 
     def _with_fault(self, plan: Plan, entry: Entry, spelling: str | None) -> Plan:
         """The fault that the request's header asks for, else that of the first rule met, if it applies."""

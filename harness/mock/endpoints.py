@@ -56,6 +56,7 @@ class Endpoints:
     Args:
         application: the mock's own front door.
         api_key: the only key accepted; None accepts any.
+        alone: no other process serves the same port.
         log: what metrics are counted from.
         batch_window_s: how long a batch may take.
         batch_stage_s: how long a batch validates, finalizes, cancels.
@@ -67,6 +68,7 @@ class Endpoints:
         application: inward.Application,
         *,
         api_key: str | None,
+        alone: bool,
         log: Log,
         batch_window_s: float,
         batch_stage_s: float,
@@ -74,6 +76,7 @@ class Endpoints:
     ) -> None:
         self._application = application
         self._api_key = api_key
+        self._alone = alone
         self._log = log
         self._metrics: Metrics | None = None
         self._files = Files()
@@ -109,6 +112,8 @@ class Endpoints:
         method = methods.get(scope.method)
         if method is None:
             return refusal(405, headers=[("allow", ", ".join(methods))])
+        if not self._alone and path.split("/")[1] in {"files", "batches", "tasks"}:
+            return _of_one_process(path)
         found = method()
         if isinstance(found, Refusal):
             return refusal(found.status, found.message)
@@ -116,7 +121,9 @@ class Endpoints:
 
     def _may(self, scope: Scope) -> bool:
         headers, key = scope.headers, self._api_key
-        return key is None or headers.get("authorization") == f"Bearer {key}" or headers.get("x-api-key") == key
+        return (
+            key is None or headers.get("authorization") == f"Bearer {key}" or headers.get("x-api-key") == key
+        )
 
     def _methods(self, scope: Scope, path: list[str], body: bytes) -> Methods | None:
         query = parse_qs(scope.query_string)
@@ -182,6 +189,8 @@ class Endpoints:
 
     def metrics(self, now: Now, models: tuple[str, ...]) -> Plan:
         """Prometheus text."""
+        if not self._alone:
+            return _of_one_process("/metrics")
         text = self._counted().text(now, models)
         return whole(text.encode(), at_ns=0, content_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -207,6 +216,8 @@ class Endpoints:
             return None
         if not self._may(scope):
             return refusal(401)
+        if not self._alone:
+            return _of_one_process("/tasks")
         unfit = wanted if isinstance(wanted, Refusal) else _unfit(scope, body, endpoint)
         if unfit is not None:
             return refusal(unfit.status, unfit.message)
@@ -251,7 +262,6 @@ class Endpoints:
         transport = await proto.accept()
         session = realtime.Session(transport, start, model=model, request_id=request_id)
         await session.serve()
-        proto.close(1000)  # Or the client would wait for the answer to its own close.
 
 
 def _unfit(scope: Scope, body: bytes, endpoint: Endpoint | None) -> Refusal | None:
@@ -268,6 +278,11 @@ def _unfit(scope: Scope, body: bytes, endpoint: Endpoint | None) -> Refusal | No
 def origin(scope: Scope) -> str:
     """Scheme and authority by which a client reached the mock."""
     return f"{scope.scheme}://{scope.authority or scope.headers.get('host') or scope.server}"
+
+
+def _of_one_process(path: str) -> Plan:
+    # Another request would come to another process, which knows nothing of it.
+    return refusal(503, f"{path} is kept by one process: start the mock with --workers 1")
 
 
 def _none(kind: str, name: str) -> Refusal:

@@ -250,6 +250,8 @@ def parse(text: str, source: str) -> Fault:
 
 
 NOW = Moment()
+_OF_TEXT = (NoDone, ErrorEvent, Malformed, KeepAlive)
+"""What sound has not: events, a marker of its end, JSON, lines."""
 
 
 # -- what it does ------------------------------------------------------------------------------------------
@@ -258,6 +260,8 @@ NOW = Moment()
 def apply(fault: Fault, plan: Plan, moment: Moment = NOW) -> Plan | None:
     """The plan with the fault in it; None where such an answer cannot have such a fault."""
     streamed = plan.framing is not Framing.WHOLE
+    if plan.framing is Framing.BYTES and isinstance(fault, _OF_TEXT):
+        return None
     match fault:
         case Status():
             return _status(fault, moment)

@@ -74,7 +74,7 @@ def make(asked: Asked) -> Made | Refusal:
             shape=shape,
             usage=usage,
         )
-        return Made(plan, model, prompt_tokens, stream=True)
+        return Made(plan, model, prompt_tokens, stream=True, generated=tokens)
     if body.response_format == "url":
         one = {"url": f"{asked.origin}/v1/images/files/{size}.png"}
     else:

@@ -37,6 +37,8 @@ class Made(NamedTuple):
     model: str
     prompt_tokens: int
     stream: bool = False
+    generated: int = 0
+    """Tokens that an engine has to generate for it, where the plan has fewer: pieces of a picture."""
 
 
 Make = Callable[[Asked], Made | Refusal]

@@ -20,7 +20,7 @@ import asyncio
 import base64
 import binascii
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -125,17 +125,6 @@ class Session:
             "tools": [],
             "tool_choice": "auto",
         }
-        self._on: dict[str, Callable[[Event], Any]] = {
-            "session.update": self._update,
-            "conversation.item.create": self._create_item,
-            "conversation.item.retrieve": self._retrieve_item,
-            "conversation.item.delete": self._delete_item,
-            "input_audio_buffer.append": self._append_audio,
-            "input_audio_buffer.clear": self._clear_audio,
-            "input_audio_buffer.commit": self._commit_audio,
-            "response.create": self._create_response,
-            "response.cancel": self._cancel_response,
-        }
 
     async def serve(self) -> None:
         """Go on until the client closes."""
@@ -153,12 +142,14 @@ class Session:
                 self._exchange.leave()
             if self._task is not None:
                 self._task.cancel()
+            # The library closes the socket when it is let go: no cycle of task and session may hold it.
+            self._task = None
 
     async def _take(self, text: str | bytes) -> None:
         event: Event = {}
         try:
             event = _decoded(text)
-            await self._on.get(event["type"], _unknown)(event)
+            await _ON.get(event["type"], _unknown)(self, event)
         except _MistakeError as mistake:
             await self._fail(mistake, event.get("event_id"))
 
@@ -179,7 +170,8 @@ class Session:
 
     # -- session and conversation -------------------------------------------------------------------------
 
-    async def _update(self, event: Event) -> None:
+    async def update(self, event: Event) -> None:
+        """Change the session."""
         changes = _object(event, "session")
         _modalities(changes, self._session)
         _most_tokens(changes, self._session)
@@ -187,7 +179,8 @@ class Session:
         self._session = {**self._session, **changes, **kept}
         await self._send("session.updated", session=self._session)
 
-    async def _create_item(self, event: Event) -> None:
+    async def create_item(self, event: Event) -> None:
+        """Add an item to the conversation."""
         given = _object(event, "item")
         kind = given.get("type")
         if kind not in {"message", "function_call", "function_call_output"}:
@@ -204,10 +197,12 @@ class Session:
         await self._send("conversation.item.added", previous_item_id=previous, item=item)
         await self._send("conversation.item.done", previous_item_id=previous, item=item)
 
-    async def _retrieve_item(self, event: Event) -> None:
+    async def retrieve_item(self, event: Event) -> None:
+        """Show an item."""
         await self._send("conversation.item.retrieved", item=self._item(event))
 
-    async def _delete_item(self, event: Event) -> None:
+    async def delete_item(self, event: Event) -> None:
+        """Take an item out of the conversation."""
         item_id = self._item(event)["id"]
         del self._items[item_id]
         await self._send("conversation.item.deleted", item_id=item_id)
@@ -219,7 +214,8 @@ class Session:
             raise _MistakeError("item_not_found", f"There is no item with id {item_id!r}", "item_id")
         return item
 
-    async def _append_audio(self, event: Event) -> None:
+    async def append_audio(self, event: Event) -> None:
+        """Collect sound."""
         try:
             sound = base64.b64decode(event.get("audio") or "", validate=True)
         except (binascii.Error, ValueError, TypeError) as error:
@@ -228,11 +224,13 @@ class Session:
             raise _MistakeError("invalid_value", "The input audio buffer is full", "audio")
         self._audio += sound
 
-    async def _clear_audio(self, _event: Event) -> None:
+    async def clear_audio(self, _event: Event) -> None:
+        """Forget the sound."""
         self._audio.clear()
         await self._send("input_audio_buffer.cleared")
 
-    async def _commit_audio(self, _event: Event) -> None:
+    async def commit_audio(self, _event: Event) -> None:
+        """Make an item of the sound."""
         if not self._audio:
             raise _MistakeError("input_audio_buffer_commit_empty", "The input audio buffer is empty")
         self._audio.clear()
@@ -253,7 +251,8 @@ class Session:
 
     # -- responses ----------------------------------------------------------------------------------------
 
-    async def _create_response(self, event: Event) -> None:
+    async def create_response(self, event: Event) -> None:
+        """Begin a response."""
         if self._task is not None and not self._task.done():
             raise _MistakeError(
                 "conversation_already_has_active_response", "Conversation already has an active response"
@@ -301,12 +300,12 @@ class Session:
             if item.get("role") in {"system", "user", "assistant"}
         ]
         instructions = settings.get("instructions")
-        return [
-            {"role": "system", "content": instructions if isinstance(instructions, str) else ""},
-            *messages,
-        ]
+        if not isinstance(instructions, str):
+            raise _MistakeError("invalid_type", "`instructions` must be text", "instructions")
+        return [{"role": "system", "content": instructions}, *messages]
 
-    async def _cancel_response(self, _event: Event) -> None:
+    async def cancel_response(self, _event: Event) -> None:
+        """Stop the response."""
         if self._exchange is None or self._task is None or self._task.done():
             raise _MistakeError("response_cancel_not_active", "Cancellation failed: no active response found")
         self._cancelled = True
@@ -385,6 +384,20 @@ class Session:
         await self._send("conversation.item.done", previous_item_id=previous, item=item)
 
 
+# Not bound to the session: a cycle would keep the socket, which the library closes when it is let go.
+_ON: Mapping[str, Callable[[Session, Event], Awaitable[None]]] = {
+    "session.update": Session.update,
+    "conversation.item.create": Session.create_item,
+    "conversation.item.retrieve": Session.retrieve_item,
+    "conversation.item.delete": Session.delete_item,
+    "input_audio_buffer.append": Session.append_audio,
+    "input_audio_buffer.clear": Session.clear_audio,
+    "input_audio_buffer.commit": Session.commit_audio,
+    "response.create": Session.create_response,
+    "response.cancel": Session.cancel_response,
+}
+
+
 # -- reading events ---------------------------------------------------------------------------------------
 
 
@@ -392,7 +405,7 @@ def _new(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex}"
 
 
-async def _unknown(event: Event) -> None:
+async def _unknown(_session: Session, event: Event) -> None:
     raise _MistakeError("invalid_value", f"Invalid value: {event['type']!r}", "type")
 
 

@@ -303,6 +303,7 @@ def window_line(summary: Summary) -> str:
     return (
         f"{numbers.count(summary.total.requests)} requests due from {numbers.quantity(low, 's')} to "
         f"{numbers.quantity(high, 's')}; arrivals {numbers.figure_text(summary.arrivals)}{plan}"
+        + (f". Window {summary.window_rule}" if summary.window_rule else "")
     )
 
 

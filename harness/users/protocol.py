@@ -25,8 +25,9 @@ import signal
 import subprocess
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ import msgspec
 from dotenv import find_dotenv, load_dotenv
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
-from locust import events
+from locust import User, events, runners
 from locust.dispatch import UsersDispatcher
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, Runner, WorkerNode, WorkerRunner
@@ -167,6 +168,8 @@ class _Conductor:
         self.scenario = _fit_users(environment, self.scenario)
         _default_options(environment, self.scenario)
         signal.signal(signal.SIGINT, _interrupt)
+        # Locust ends when its CPU monitor dies, as it does for want of open files: this outlives it.
+        runner.greenlet.spawn(Event().wait)
         for hook, listener in (
             (environment.events.test_start, self._on_test_start),
             (environment.events.spawning_complete, self._on_spawning_complete),
@@ -247,9 +250,11 @@ class _Conductor:
                 return
             if runlog.read_end(self.folder) is not None:
                 return
-            reason = "completed" if self.complete else "interrupted"
+            complete = self.complete
             self._drain()
             planned = schedule.planned(self.scenario)
+            left = sum(ledger.not_started for ledger in runlog.read_ledgers(self.folder))
+            reason = "completed" if complete and not left else "interrupted"
             runlog.write_json(self.folder / "end.json", End(planned=planned, stop_reason=reason))
 
     def _on_test_stop(self, **_: object) -> None:
@@ -312,6 +317,8 @@ class Master(_Conductor):
     def __init__(self, environment: Environment, runner: MasterRunner) -> None:
         super().__init__(environment, runner)
         self.runner: MasterRunner = runner
+        # Locust would forget a lost worker a minute later, and deal out all users anew: some are busy.
+        runners.HEARTBEAT_DEAD_INTERNAL = -sys.maxsize
         self._shards = 0
         self._leases: dict[str, Lease] = {}
         self._lost: set[str] = set()
@@ -467,10 +474,36 @@ class Member(_Carrier):
 
 
 class StickyDispatcher(UsersDispatcher):
-    """Leaves running users where they are when a worker joins late: it stays a spare."""
+    """Gives every worker its part of each class, and leaves users where they are.
+
+    Locust deals users of alternating classes out to the workers in turn: of two classes and two workers,
+    each worker would get one class whole, and half of its arrivals would find nobody.
+    """
+
+    _dealt: str | None = None
+
+    def __init__(self, worker_nodes: list[WorkerNode], user_classes: list[type[User]]) -> None:
+        super().__init__(worker_nodes, user_classes)
+        self._worker_node_generator = self._places()  # type: ignore[assignment]
+
+    def _user_gen(self) -> Iterator[str | None]:
+        for self._dealt in super()._user_gen():
+            yield self._dealt
+
+    def _places(self) -> Iterator[WorkerNode]:
+        """A round of the workers for each class, each begun at another worker."""
+        rounds: dict[str | None, Iterator[WorkerNode]] = {}
+        while True:
+            if self._dealt not in rounds:
+                begin = len(rounds) % len(self._worker_nodes)
+                rounds[self._dealt] = cycle(self._worker_nodes[begin:] + self._worker_nodes[:begin])
+            yield next(rounds[self._dealt])
 
     def add_worker(self, worker_node: WorkerNode) -> None:
-        """Do nothing."""
+        """Do nothing: it stays a spare."""
+
+    def remove_worker(self, worker_node: WorkerNode) -> None:
+        """Do nothing: a spare takes its share over, if there is one."""
 
 
 def _fit_users(environment: Environment, scenario: Scenario) -> Scenario:

@@ -10,8 +10,10 @@ a closed loop there is no dispatcher: each user claims its next arrival itself.
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import math
+import os
 import resource
 import time
 from array import array
@@ -42,6 +44,10 @@ _HUB_PROBE_S = 0.02
 _STALL_NS = 1_000_000
 """What `Sample.hub_stalls_ns` leaves out: delays too short to matter, of which there are many."""
 _SAMPLE_S = 1.0
+_OTHER_FILES = 64
+"""Descriptors that a worker needs besides its connections, at most."""
+_TELL_S = 10.0
+"""How long the end of a run waits for Locust's listeners."""
 _AHEAD = 16
 """Arrivals of a closed loop prepared in one go, which takes half the time of sixteen goes."""
 
@@ -140,6 +146,8 @@ class Worker:
             origin_ns: the run's start on this boot's monotonic clock, a little ahead.
         """
         self._origin_ns = origin_ns
+        closed = self._scenario.arrivals
+        _make_room(closed.users if isinstance(closed, Closed) else self._scenario.max_in_flight)
         gc.collect()
         gc.freeze()  # what stands now lives as long as the run: no collection needs to look at it
         self._health.start()
@@ -377,6 +385,20 @@ class Worker:
             self._ship(self._samples_path.name, line)
 
 
+def _make_room(connections: int) -> None:
+    """Have the kernel widen this process's table of descriptors now, not when the connections come.
+
+    Linux doubles it when it is full, and where there are threads each doubling waits for a grace
+    period of RCU: 10 ms in which nothing is sent.
+    """
+    highest = connections + _OTHER_FILES
+    if highest >= resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+        return  # the limit will be met first, and says so itself
+    spare = os.open(os.devnull, os.O_RDONLY)
+    os.close(fcntl.fcntl(spare, fcntl.F_DUPFD_CLOEXEC, highest))
+    os.close(spare)
+
+
 def _share(scenario: Scenario, lease: Lease) -> tuple[array[int], int]:
     """This worker's due times, and the position of the first; that at i has seq = shard + i * shards."""
     share = shard(arrivals(scenario), lease.shard, lease.shards)
@@ -445,7 +467,8 @@ class _Teller:
         self._tell = tell
         self._untold: deque[Record] = deque()
         self._came = Event()
-        self._greenlet = gevent.spawn(self._tell_for_ever)
+        self._stopping = False
+        self._greenlet = gevent.spawn(self._run)
 
     def add(self, record: Record) -> None:
         """Have one record told."""
@@ -454,19 +477,17 @@ class _Teller:
             self._came.set()
 
     def stop(self) -> None:
-        """Tell what is left."""
-        self._greenlet.kill()
-        self._tell_all()
+        """Tell what is left; a listener that waits for ever is left behind."""
+        self._stopping = True
+        self._came.set()
+        self._greenlet.join(_TELL_S)
 
-    def _tell_for_ever(self) -> None:
-        while True:
+    def _run(self) -> None:
+        while self._untold or not self._stopping:
             self._came.wait()
             self._came.clear()
-            self._tell_all()
-
-    def _tell_all(self) -> None:
-        while self._untold:
-            self._tell(self._untold.popleft())
+            while self._untold:
+                self._tell(self._untold.popleft())
 
 
 class _Health:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import factories
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
-from harness import runlog
 from harness.analysis.fit import Fit, distribution, fit, profile_text
+from harness.cli import main
 from harness.errors import ConfigError
 from harness.mock.engine import Engine, Job
 from harness.mock.latency import Engine as Settings
 from harness.mock.latency import Fixed, LogNormal, Profile, Quantiles, Seconds, StepTime, draw_s, load_profile
-from harness.record import Record, Usage
+from harness.record import Usage
 
 MS = 1_000_000
-
-
-def table_of(records: Sequence[Record]) -> pa.Table:
-    return pa.Table.from_batches([runlog.to_batch(records)])
 
 
 def observed(settings: Settings, *, requests: int, rate: float, delay_ms: float = 4.0) -> pa.Table:
@@ -61,7 +58,7 @@ def observed(settings: Settings, *, requests: int, rate: float, delay_ms: float 
                 usage=usage,
             )
         )
-    return table_of(records)
+    return factories.table(records)
 
 
 def saved(found: Fit, folder: Path) -> Profile:
@@ -137,7 +134,7 @@ def plain(requests: int = 400, tokens: int = 30) -> pa.Table:
                 usage=usage,
             )
         )
-    return table_of(records)
+    return factories.table(records)
 
 
 def test_where_load_does_not_show_the_distributions_are_found(tmp_path: Path):
@@ -184,3 +181,15 @@ def test_draws_from_fitted_quantiles_have_the_quantiles_of_the_run():
     for share in (0.05, 0.25, 0.5, 0.9, 0.99):
         assert np.quantile(drawn, share) == pytest.approx(np.quantile(values, share), rel=0.05)
     assert math.isclose(drawn.mean(), values.mean(), rel_tol=0.02)
+
+
+def test_the_command_prints_a_profile_for_a_run(tmp_path: Path):
+    run = tmp_path / "20260101T000000Z-mine"
+    run.mkdir()
+    pq.write_table(plain(), run / "requests.parquet")
+    told = CliRunner().invoke(main, ["mock", "fit", str(run)])
+    assert told.exit_code == 0, told.output
+    path = tmp_path / "mine.yaml"
+    path.write_text(told.stdout)
+    assert load_profile(str(path)).description == "fitted to 20260101T000000Z-mine"
+    assert CliRunner().invoke(main, ["mock", "fit", str(tmp_path)]).exit_code == 2

@@ -137,7 +137,10 @@ def test_batches_ask_all_sorts_of_endpoints(client: openai.OpenAI, endpoint: str
     assert batch.status == "completed"
     answer = lines_of(client, batch.output_file_id)["a"]["response"]
     assert answer["status_code"] == 200
-    assert answer["body"]["usage"]["total_tokens"] == batch.usage.total_tokens or endpoint == "/v1/images/generations"
+    assert (
+        answer["body"]["usage"]["total_tokens"] == batch.usage.total_tokens
+        or endpoint == "/v1/images/generations"
+    )
 
 
 def test_lines_that_are_refused_are_in_the_error_file(client: openai.OpenAI):

@@ -113,6 +113,18 @@ def test_built_in_profiles_load_and_say_what_they_are(name: str):
             2.0,
             "ttft.high",
         ),
+        (
+            "{itl: &x {distribution: quantiles, points: [[0, 1s], [0.5, 2s], [0.9, 1s], [1, 3s]]}, ttft: *x}",
+            "ttft.points",
+            None,
+            "rising",
+        ),
+        (
+            "{itl: &x {distribution: quantiles, points: [[0, 1s], [0.5, 2s]]}, ttft: *x}",
+            "ttft.points",
+            None,
+            "from 0 to 1",
+        ),
         ("ttft: [", "", None, "YAML"),
     ],
 )
@@ -130,7 +142,7 @@ def test_mistakes_in_a_profile_are_named_with_file_key_and_value(
 
 
 def test_an_unknown_profile_lists_those_that_there_are():
-    with pytest.raises(ConfigError, match="deepseek-flash, demo, fast"):
+    with pytest.raises(ConfigError, match="deepseek-flash, deepseek-v4-pro, demo, fast"):
         load_profile("quick")
 
 

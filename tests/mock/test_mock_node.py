@@ -66,6 +66,8 @@ for (const fault of ["status;code=429", "error_event;after=2"]) {
 console.log(JSON.stringify(told));
 """
 
+pytestmark = pytest.mark.node
+
 
 @pytest.fixture(scope="module")
 def told(mock: MockServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

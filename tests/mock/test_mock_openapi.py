@@ -10,7 +10,13 @@ import pytest
 import schemathesis
 import schemathesis.checks
 from hypothesis import HealthCheck, settings
-from schemathesis.config import GenerationConfig, PhasesConfig, ProjectConfig, ProjectsConfig, SchemathesisConfig
+from schemathesis.config import (
+    GenerationConfig,
+    PhasesConfig,
+    ProjectConfig,
+    ProjectsConfig,
+    SchemathesisConfig,
+)
 
 from harness.mock import openapi
 from harness.mock.api import Endpoint
@@ -43,7 +49,9 @@ schema = schemathesis.openapi.from_dict(bounded(openapi.document()), config=conf
 
 
 @schema.parametrize()
-@settings(max_examples=6, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=6, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
 def test_answers_are_as_described(case: schemathesis.Case, mock: MockServer):
     # A schema cannot say all: that JSON mode wants the word in the prompt, that a task has no stream, that
     # 3.0 is no whole number to DeepSeek's server. So what it allows may be refused, but never the reverse.

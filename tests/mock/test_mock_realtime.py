@@ -6,6 +6,7 @@ import asyncio
 import base64
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -87,7 +88,9 @@ def test_a_response_without_a_limit_is_completed_and_the_next_one_reads_it(clien
 def test_a_response_out_of_band_leaves_the_conversation_as_it_was(client: openai.OpenAI):
     with client.realtime.connect(model="gpt-realtime") as connection:
         connection.session.update(session=TEXT)
-        connection.response.create(response={"conversation": "none", "input": [HELLO], "max_output_tokens": 1})
+        connection.response.create(
+            response={"conversation": "none", "input": [HELLO], "max_output_tokens": 1}
+        )
         apart = until(connection, "response.done")[-1].response
         assert apart.conversation_id is None
         connection.conversation.item.retrieve(item_id=apart.output[0].id)
@@ -98,7 +101,9 @@ def test_speech_is_sound_with_its_transcript(client: openai.OpenAI):
     with client.realtime.connect(model="gpt-realtime") as connection:
         connection.response.create(response={"max_output_tokens": 3})
         events = until(connection, "response.done")
-    sounds = [base64.b64decode(event.delta) for event in events if event.type == "response.output_audio.delta"]
+    sounds = [
+        base64.b64decode(event.delta) for event in events if event.type == "response.output_audio.delta"
+    ]
     assert [len(sound) for sound in sounds] == [11_520] * 3
     words = [event.delta for event in events if event.type == "response.output_audio_transcript.delta"]
     assert events[-1].response.output[0].content[0].transcript == "".join(words)
@@ -146,11 +151,14 @@ def test_a_client_that_leaves_stops_its_generation():
         mock_server(SLOW) as mock,
         openai.OpenAI(base_url=mock.url, api_key="x", max_retries=0) as client,
     ):
-        with client.realtime.connect(model="gpt-realtime") as connection:
+        # Without a limit of frames: at its limit the client stops reading, and cannot close.
+        options = {"max_queue": None}
+        with client.realtime.connect(model="m", websocket_connection_options=options) as connection:
             connection.response.create(response={"max_output_tokens": 4000})
             until(connection, "response.output_audio.delta")
-        while mock.health()["in_flight"]:
-            pass
+        deadline_s = time.monotonic() + 10
+        while mock.health()["in_flight"] and time.monotonic() < deadline_s:
+            time.sleep(0.01)
         assert mock.truth()[-1]["end"] == "client_gone"
 
 
@@ -184,16 +192,26 @@ def test_a_chat_request_that_fails_is_a_response_that_failed(client: openai.Open
             "invalid_value",
             "output_modalities",
         ),
-        ({"type": "response.create", "response": {"max_output_tokens": 0}}, "invalid_value", "max_output_tokens"),
+        (
+            {"type": "response.create", "response": {"max_output_tokens": 0}},
+            "invalid_value",
+            "max_output_tokens",
+        ),
         ({"type": "response.create", "response": {"input": "hi"}}, "invalid_type", "response.input"),
         ({"type": "response.create", "response": {"instructions": 1}}, "invalid_type", "instructions"),
         ({"type": "conversation.item.create", "item": {"type": "poem"}}, "invalid_value", "item.type"),
-        ({"type": "conversation.item.create", "item": {"type": "message", "content": "x"}}, "invalid_type", "item.content"),
+        (
+            {"type": "conversation.item.create", "item": {"type": "message", "content": "x"}},
+            "invalid_type",
+            "item.content",
+        ),
         ({"type": "conversation.item.delete", "item_id": "none"}, "item_not_found", "item_id"),
         ({"type": "input_audio_buffer.append", "audio": "!"}, "invalid_value", "audio"),
     ],
 )
-def test_a_mistake_is_told_and_the_session_goes_on(mock: MockServer, sent: object, code: str, param: str | None):
+def test_a_mistake_is_told_and_the_session_goes_on(
+    mock: MockServer, sent: object, code: str, param: str | None
+):
     url = mock.url.replace("http", "ws", 1) + "/realtime?model=m"
     with websockets.sync.client.connect(url) as connection:
         assert json.loads(connection.recv(5))["session"]["model"] == "m"
@@ -206,7 +224,9 @@ def test_a_mistake_is_told_and_the_session_goes_on(mock: MockServer, sent: objec
         assert json.loads(connection.recv(5))["type"] == "input_audio_buffer.cleared"
 
 
-@pytest.mark.parametrize(("path", "key", "status"), [("/v1/realtime", "wrong", 401), ("/v1/elsewhere", "right", 404)])
+@pytest.mark.parametrize(
+    ("path", "key", "status"), [("/v1/realtime", "wrong", 401), ("/v1/elsewhere", "right", 404)]
+)
 def test_the_handshake_is_refused_without_the_key_or_the_path(path: str, key: str, status: int):
     with mock_server(api_key="right") as mock:
         url = mock.url.replace("http", "ws", 1)
@@ -224,7 +244,8 @@ def test_the_handshake_is_refused_without_the_key_or_the_path(path: str, key: st
 def test_a_streams_events_are_read_however_their_bytes_are_cut(size: int):
     stream = (
         'data: {"choices":[{"delta":{"content":"你"}}]}\n\n: keep-alive\n\n'
-        'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}\n\ndata: [DONE]\n\n'
+        'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}\n\n'
+        "data: [DONE]\n\n"
     ).encode()
 
     async def pieces() -> AsyncIterator[bytes]:

@@ -65,7 +65,11 @@ def test_a_task_may_be_asked_for_in_the_body_and_leaves_its_truth(mock: MockServ
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("status;code=503", "Server Overloaded"), ("cut;after=1", "not whole JSON"), ("reset", "not whole JSON")],
+    [
+        ("status;code=503", "Server Overloaded"),
+        ("cut;after=1", "not whole JSON"),
+        ("reset", "not whole JSON"),
+    ],
 )
 def test_an_answer_that_fails_is_a_task_that_failed(mock: MockServer, fault: str, message: str):
     with client(mock) as http:
@@ -83,7 +87,10 @@ def test_what_cannot_become_a_task_is_refused_at_once(mock: MockServer, change: 
 
 
 def test_tasks_beyond_the_slots_wait_in_a_queue():
-    slow = {"ttft": {"distribution": "fixed", "value": "300ms"}, "itl": {"distribution": "fixed", "value": "0s"}}
+    slow = {
+        "ttft": {"distribution": "fixed", "value": "300ms"},
+        "itl": {"distribution": "fixed", "value": "0s"},
+    }
     with mock_server(slow, options=["--task-slots", "1"]) as mock, client(mock) as http:
         places = [http.post("/chat/completions", json=CHAT, headers=LATER).headers["location"] for _ in "ab"]
         while (first := http.get(places[0]).json())["status"] == "queued":

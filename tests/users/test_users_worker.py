@@ -42,7 +42,9 @@ SETUP = """
         with tempfile.TemporaryDirectory() as folder:
             lease = Lease(folder, 0, shard=0, shards=1)
             worker = Worker(scenarios.from_builtins(plain), lease, lines, tell)
-            serving = [gevent.spawn(worker.serve, kind) for kind, count in users.items() for _ in range(count)]
+            for kind, count in users.items():
+                for _ in range(count):
+                    gevent.spawn(worker.serve, kind)
             worker.start(now_ns())
             worker.exhausted.wait(timeout=20)
             return lines.sent, worker.drain(1, lambda: False)

@@ -1,0 +1,208 @@
+"""A load generator that is starved, stopped, buffered or short of files says so, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from launching import (
+    assert_books_balance,
+    failed_checks,
+    family,
+    has_samples,
+    launched,
+    only_run,
+    summary,
+    until,
+    verb,
+    write_scenario,
+)
+
+from harness.testing import MockServer, mock_server
+
+pytestmark = pytest.mark.timeout(120)
+
+STREAMS = [{"kind": "stream", "output": {"distribution": "fixed", "tokens": 16}}]
+SLOW_STREAMS = [{"kind": "stream", "output": {"distribution": "fixed", "tokens": 40}}]
+HOGS = 4
+
+
+@pytest.fixture(scope="module")
+def slow_mock() -> Iterator[MockServer]:
+    """A mock whose streams of 40 tokens take a fifth of a second."""
+    with mock_server("demo") as server:
+        yield server
+
+
+def run_against(
+    mock: MockServer | str,
+    place: Path,
+    *,
+    meanwhile: Callable[[subprocess.Popen[str]], None] = lambda _: None,
+    **scenario: Any,
+) -> Path:
+    """A run in whose middle something may happen to its processes; its folder."""
+    keys: dict[str, Any] = {"traffic": STREAMS, "warm_up": "0s", "timeouts": {"total": "5s"}} | scenario
+    path = write_scenario(place, **keys)
+    target = mock if isinstance(mock, str) else mock.url
+    command = verb("run", path, "--target", target, "--no-telemetry", "--runs", place / "runs")
+    with launched(command, cwd=place) as process:
+        meanwhile(process)
+        out, err = process.communicate(timeout=60)
+    folder = only_run(place / "runs")
+    assert process.returncode == 4, err
+    assert "INVALID" in out
+    assert_books_balance(folder)
+    return folder
+
+
+def assert_blamed(folder: Path, name: str, cause: str, remedy: str) -> None:
+    """The check failed for that cause, and every report says it with its remedy."""
+    (check,) = (each for each in summary(folder)["validity"]["checks"] if each["name"] == name)
+    assert not check["passed"]
+    assert re.search(cause, check["cause"]), check["cause"]
+    assert remedy in check["remedy"]
+    report = (folder / "report.md").read_text()
+    assert report.startswith("## INVALID")
+    for words in (check["cause"], check["remedy"]):
+        assert words[1:] in report
+
+
+def engine_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The one locust process below `harness run`."""
+    (engine,) = (child for child in family(process) if "locust" in child.cmdline())
+    return engine
+
+
+@contextmanager
+def hogs(cpu: int) -> Iterator[None]:
+    """Busy loops on one CPU."""
+    loop = f"import os\nos.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"
+    with ExitStack() as stack:
+        for _ in range(HOGS):
+            hog = stack.enter_context(subprocess.Popen([sys.executable, "-c", loop]))
+            stack.callback(hog.kill)
+        yield
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process can be pinned on Linux alone")
+def test_a_cpu_hog_beside_the_client_makes_the_run_invalid(mock: MockServer, tmp_path: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+
+    def starve(process: subprocess.Popen[str]) -> None:
+        until(lambda: has_samples(tmp_path / "runs", count=1))
+        engine = engine_of(process)
+        engine.cpu_affinity([cpu])
+        engine.nice(19)  # else a good scheduler lets a process that sleeps so much go first
+        with hogs(cpu):
+            time.sleep(2)
+
+    folder = run_against(mock, tmp_path, meanwhile=starve, arrivals={"process": "poisson", "rate": 150})
+    assert {"hub_lag_p99", "lateness"} & failed_checks(folder)
+    for name in {"hub_lag_p99", "lateness"} & failed_checks(folder):
+        assert_blamed(folder, name, r"\d ms .*P99", "free this machine's CPU")
+
+
+def test_a_worker_that_was_stopped_for_two_seconds_makes_the_run_invalid(
+    mock: MockServer, tmp_path: Path
+) -> None:
+    def stop(process: subprocess.Popen[str]) -> None:
+        until(lambda: has_samples(tmp_path / "runs", count=1))
+        engine = engine_of(process)
+        engine.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        engine.send_signal(signal.SIGCONT)
+
+    folder = run_against(mock, tmp_path, meanwhile=stop, duration="5s")
+    assert_blamed(folder, "hub_lag", r"away for up to (1\.9|[2-9])", "free this machine's CPU")
+    assert_blamed(folder, "lateness", r"started [1-9]\.?\d* s after", "free this machine's CPU")
+
+
+class BufferingProxy(threading.Thread):
+    """Holds each answer back until the server has closed the connection."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(daemon=True)
+        self._far = urlsplit(target)
+        self._listening = threading.Event()
+        self.port = 0
+
+    def run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        async with await asyncio.start_server(self._carry, "127.0.0.1", 0) as server:
+            self.port = server.sockets[0].getsockname()[1]
+            self._listening.set()
+            await self._ended.wait()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        (length,) = re.findall(rb"content-length: *(\d+)", asked, re.IGNORECASE)
+        asked += await reader.readexactly(int(length))
+        far_reader, far_writer = await asyncio.open_connection(self._far.hostname, self._far.port)
+        far_writer.write(asked.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        writer.write(await far_reader.read())
+        for each in (far_writer, writer):
+            each.close()
+            await each.wait_closed()
+
+    def __enter__(self) -> str:
+        self.start()
+        assert self._listening.wait(10)
+        return f"http://127.0.0.1:{self.port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self.join(10)
+
+
+def test_a_proxy_that_buffers_streams_makes_the_run_invalid(slow_mock: MockServer, tmp_path: Path) -> None:
+    with BufferingProxy(slow_mock.url) as url:
+        folder = run_against(
+            url, tmp_path, traffic=SLOW_STREAMS, arrivals={"process": "constant", "rate": 20}, duration="2s"
+        )
+    assert set(summary(folder)["summary"]["total"]["outcomes"]) == {"ok"}
+    assert_blamed(folder, "lumps", r"(\d+) of \1 streams arrived in one lump", "a proxy or compression that")
+
+
+def test_too_few_open_files_make_the_run_invalid_and_do_not_end_it_early(
+    slow_mock: MockServer, tmp_path: Path
+) -> None:
+    """Locust's CPU monitor dies of it ten seconds on, and would take the run with it."""
+
+    def lower(process: subprocess.Popen[str]) -> None:
+        until(lambda: has_samples(tmp_path / "runs", count=1))
+        engine = engine_of(process)
+        _, hard = engine.rlimit(psutil.RLIMIT_NOFILE)
+        engine.rlimit(psutil.RLIMIT_NOFILE, (engine.num_fds(), hard))
+
+    folder = run_against(
+        slow_mock,
+        tmp_path,
+        meanwhile=lower,
+        traffic=SLOW_STREAMS,
+        arrivals={"process": "constant", "rate": 150},
+        duration="11s",
+        max_in_flight=100,
+    )
+    assert_blamed(folder, "client_errors", "too many open files", "ulimit -n 65536")
+    assert_blamed(folder, "files", r"had (\d+) of the \1 files open", "ulimit -n")
+    assert json.loads((folder / "manifest.json").read_bytes())["stop_reason"] == "completed"
+    assert "monitor_cpu_and_memory" in (folder / "locust.log").read_text()
