@@ -18,7 +18,6 @@ import dataclasses
 import gc
 import heapq
 import json
-import os
 import re
 import resource
 import subprocess
@@ -47,7 +46,7 @@ from harness.record import Usage as Tokens
 from harness.users.freight import Outbox
 from harness.workload import scenario as scenarios
 
-RUN_S = 8
+RUN_S = 6
 SETTLED_S = 1
 """The master's first second after the start is not judged."""
 PATIENCE_S = 60
@@ -96,7 +95,6 @@ class Row:
 
 def log_pieces(records: int, folder: Path) -> tuple[bytes, list[bytes]]:
     """The first message of a worker's log, and those of one second, as our writer makes them."""
-
     pieces: list[bytes] = []
     writer = runlog.Writer(folder / "sample.arrows", ship=pieces.append)
     for seq in range(records):
@@ -108,7 +106,6 @@ def log_pieces(records: int, folder: Path) -> tuple[bytes, list[bytes]]:
 
 def record(seq: int, *, streams: bool, random: Random = Random(1)) -> Record:  # noqa: B008 - one source for all
     """A record like those of a run of the mixed locustfile."""
-
     due_ns = seq * 2_000_000
     started_ns = due_ns + random.randrange(20_000, 80_000)
     first_ns = started_ns + random.randrange(150_000_000, 250_000_000)
@@ -155,7 +152,6 @@ def record(seq: int, *, streams: bool, random: Random = Random(1)) -> Record:  #
 
 def sample_piece() -> bytes:
     """One line of a worker's samples."""
-
     counts = {"due": 4000, "started": 4000, "dropped": 0, "finished": 3950, "in_flight": 50}
     health = {"cpu_s": 0.5, "wall_s": 1.0, "hub_lag_max_ns": 900_000, "gc_pause_max_ns": 400_000}
     sample = Sample(t_ns=8_000_000_000, worker=0, **counts, **health, rss_bytes=90_000_000, open_files=70)
@@ -164,7 +160,6 @@ def sample_piece() -> bytes:
 
 def statistics(records: int) -> dict[str, Any]:
     """What a worker's Locust reports of three seconds, as Locust itself says it."""
-
     stats, random = RequestStats(), Random(2)
     for seq in range(max(records, 1) * 3):
         kind = "stream" if seq % 2 else "completion"
@@ -241,7 +236,7 @@ class SimulatedWorker:
         self._sent_s: dict[int, float] = {}
         self._outbox = Outbox(self._ship)
         self._number = -1
-        self._end_s = 0.0
+        self._begin_s = self._end_s = 0.0
         self._exhausted = False
         self._say("client_ready", locust.__version__)
         self._beat()
@@ -264,15 +259,15 @@ class SimulatedWorker:
                 self._say("harness.ready", None)
             case "harness.go":
                 note(time.monotonic())
-                begin_s = message.data["monotonic_ns"] / 1e9
-                self._end_s = begin_s + RUN_S
+                self._begin_s = message.data["monotonic_ns"] / 1e9
+                self._end_s = self._begin_s + RUN_S
                 self._fleet.cpu_s.setdefault("begin", time.process_time())
                 phase_s = 0 if self._fleet.load.in_step else self._phase
-                self._fleet.later(begin_s + phase_s, self._ship_second)
+                self._fleet.later(self._begin_s + phase_s, self._ship_second)
             case "harness.ack":
                 self._outbox.acknowledge(message.data["n"])
                 sent_s = self._sent_s.pop(message.data["n"], None)
-                if sent_s is not None and sent_s < self._end_s:
+                if sent_s is not None and self._begin_s <= sent_s < self._end_s:
                     self._fleet.lags_s.append(time.monotonic() - sent_s)
             case "harness.drain":
                 self._put("ledger", "json", self._ledger())
@@ -366,7 +361,6 @@ def be_the_fleet(load: Load, port: int, folder: Path) -> None:
 @contextmanager
 def started(command: list[str], cpu: int, **outputs: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A process on one CPU, which does not outlive the context."""
-
     with on_cpu(cpu):
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **outputs)
     try:
@@ -379,9 +373,8 @@ def started(command: list[str], cpu: int, **outputs: Any) -> Iterator[subprocess
 
 def measure(load: Load, folder: Path) -> Row:
     """One master and its workers, from the first word to the last."""
-
     folder.mkdir()
-    port = conduct._free_port()
+    port = conduct._free_port()  # noqa: SLF001 - as it finds one
     traffic = [{"kind": "completion", "weight": 1}, {"kind": "stream", "weight": 1}]
     plain = {
         "name": "master",
@@ -396,7 +389,7 @@ def measure(load: Load, folder: Path) -> Row:
     plan = {"scenario": scenario, "target": "http://127.0.0.1:9", "mock": False}
     (folder / "plan.json").write_text(json.dumps(plan))
     remote = conduct.Remote("127.0.0.1", port, load.workers)
-    command = conduct._locust(folder, workers=1, remote=remote, web=False, sampled=False)
+    command = conduct._locust(folder, workers=1, remote=remote, web=False, sampled=False)  # noqa: SLF001 - the command that is judged
     spoken = [
         sys.executable,
         __file__,
@@ -405,20 +398,23 @@ def measure(load: Load, folder: Path) -> Row:
         str(port),
         str(folder),
     ]
-    with (folder / "locust.log").open("wb") as log, started(command, 1, stdout=log, stderr=log) as master:
-        with started(spoken, 0, stdout=subprocess.PIPE) as fleet:
-            usage, rss_mb = watch(master)
-            assert fleet.stdout is not None
-            noted = json.loads(fleet.stdout.read() or "null")
+    with (
+        (folder / "locust.log").open("wb") as log,
+        started(command, 1, stdout=log, stderr=log) as master,
+        started(spoken, 0, stdout=subprocess.PIPE) as fleet,
+    ):
+        usage, rss_mb = watch(master)
+        assert fleet.stdout is not None
+        noted = json.loads(fleet.stdout.read() or "null")
     text = (folder / "locust.log").read_text()
     if noted is None or master.returncode != 0:
         sys.exit(f"{load}: the master ended with {master.returncode}: {text[-2000:]}")
-    return row(load, noted, usage, rss_mb, text, folder)
+    missing = len(re.findall("failed to send heartbeat", text))
+    return row(load, noted, usage, folder, rss_mb=rss_mb, missing=missing)
 
 
 def watch(master: subprocess.Popen[bytes]) -> tuple[Usage, float]:
     """The master's CPU time until its end, and the most memory it had, in MB."""
-
     usage, rss_mb = Usage([], []), 0.0
     process, end_s = psutil.Process(master.pid), time.monotonic() + PATIENCE_S
     while master.poll() is None:
@@ -433,9 +429,8 @@ def watch(master: subprocess.Popen[bytes]) -> tuple[Usage, float]:
     return usage, rss_mb
 
 
-def row(load: Load, noted: dict[str, Any], usage: Usage, rss_mb: float, log: str, folder: Path) -> Row:
+def row(load: Load, noted: dict[str, Any], usage: Usage, folder: Path, *, rss_mb: float, missing: int) -> Row:
     """What one run comes to."""
-
     moments = noted["moments_s"]
     begin_s, end_s = max(moments["harness.go"]) + 0.5 + SETTLED_S, min(moments["exhausted"])
     p50_s, p99_s = percentiles(noted["lags_s"]) if load.records else (float("nan"), float("nan"))
@@ -449,7 +444,7 @@ def row(load: Load, noted: dict[str, Any], usage: Usage, rss_mb: float, log: str
         lease_to_go_s=max(moments["harness.go"]) - min(moments["harness.lease"]),
         end_s=max(moments["quit"]) - min(moments["exhausted"]),
         resent=noted["resent"],
-        missing=len(re.findall("failed to send heartbeat", log)),
+        missing=missing,
         whole=kept == noted["shipped"],
         fleet_cpu=noted["cpu"],
         received_mb_s=sum(kept.values()) / 1e6 / RUN_S,
@@ -487,7 +482,6 @@ def line(one: Row) -> str:
 
 def slope(rows: list[Row]) -> tuple[float, float]:
     """The master's CPU share without workers, and what each adds: a straight line by least squares."""
-
     fitted = linear_regression([each.load.workers for each in rows], [each.cpu for each in rows])
     return fitted.intercept, fitted.slope
 

@@ -94,6 +94,9 @@ def workload(scenario: Scenario) -> Callable[[int], tuple[Request, ...]]:
     key = mix64(scenario.seed)
     choose_model = _chooser(list(scenario.models), list(scenario.models.values()))
     choose_entry = _entries(scenario)
+    if len(scenario.models) == len(scenario.traffic) == 1:
+        first, model = choose_entry(0).first, choose_model(0)
+        return lambda seq: first(seq, model)
 
     def requests(seq: int) -> tuple[Request, ...]:
         bits = mix64(key + seq * _GAMMA)
