@@ -110,7 +110,7 @@ def record(seq: int, *, streams: bool, random: Random = Random(1)) -> Record:  #
     started_ns = due_ns + random.randrange(20_000, 80_000)
     first_ns = started_ns + random.randrange(150_000_000, 250_000_000)
     gaps_ns = [random.randrange(19_000_000, 21_000_000) for _ in range(CHUNKS)]
-    chunk_ns = [first_ns + sum(gaps_ns[:place]) for place in range(CHUNKS)] if streams else []
+    chunk_ns = [first_ns + sum(gaps_ns[:place]) for place in range(CHUNKS)] if streams else ()
     ended_ns = chunk_ns[-1] if streams else first_ns
     return Record(
         seq=seq,

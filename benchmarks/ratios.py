@@ -257,7 +257,7 @@ def measure_rate(size: Size, root: Path) -> list[Row]:
     """Ours and the bare loop's, in turn."""
     undisturbed: list[tuple[Rate, Rate]] = []
     disturbed: list[tuple[Rate, Rate]] = []
-    with reference_server() as url:
+    with reference_server("--spin") as url:
         while len(undisturbed) < size.pairs and len(disturbed) < 2 * size.pairs:
             number = len(undisturbed) + len(disturbed)
             say(f"requests in one piece, pair {number + 1}")

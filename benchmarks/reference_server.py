@@ -185,8 +185,15 @@ async def serve(options: argparse.Namespace) -> None:
         lambda: Server(truth, options), options.host, options.port, backlog=4096
     )
     print(f"http://{options.host}:{server.sockets[0].getsockname()[1]}", flush=True)
+    if options.spin:
+        _spin(loop)
     async with server:
         await server.serve_forever()
+
+
+def _spin(loop: asyncio.AbstractEventLoop) -> None:
+    """Never sleep: else a client on this machine pays, with each send, for waking this process up."""
+    loop.call_soon(_spin, loop)
 
 
 def main() -> None:
@@ -197,6 +204,7 @@ def main() -> None:
     flags.add_argument("--ttft-ms", type=float, default=0)
     flags.add_argument("--itl-ms", type=float, default=0)
     flags.add_argument("--chunks", type=int, default=128, help="where the request has no max_tokens")
+    flags.add_argument("--spin", action="store_true", help="never sleep; wants a CPU of its own")
     flags.add_argument("--truth", action=argparse.BooleanOptionalAction, default=True)
     try:
         uvloop.run(serve(flags.parse_args()))

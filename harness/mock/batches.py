@@ -38,13 +38,17 @@ _KEPT = 10_000
 """Batches; the oldest that have ended are forgotten first."""
 
 
+_Key = Annotated[str, Meta(max_length=64)]
+_Value = Annotated[str, Meta(max_length=512)]
+
+
 class Created(msgspec.Struct, frozen=True):
     """The body of a request for a batch."""
 
     input_file_id: str
     endpoint: str
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[Annotated[str, Meta(max_length=64)], str], Meta(max_length=16)] | None = None
+    metadata: Annotated[dict[_Key, _Value], Meta(max_length=16)] | None = None
 
 
 class Counts(msgspec.Struct):

@@ -54,6 +54,8 @@ def in_background(body: bytes, prefer: str | None) -> bool | Refusal:
         return False
     try:
         flags = _decode_flags(body)
+    except msgspec.ValidationError as error:
+        return Refusal(422, f"Failed to deserialize the JSON body into the target type: {error}")
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False  # The endpoint itself says what is wrong with it.
     if not asked and not flags.background:

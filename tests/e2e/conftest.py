@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from launching import KEY, harness, until_quiet, write_scenario
+from launching import CALM, KEY, harness, only_run, write_scenario
 
 
 class Ran(NamedTuple):
@@ -22,12 +22,7 @@ class Ran(NamedTuple):
 def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Mixed traffic against the bundled mock, which wants a key, with telemetry on."""
     place = tmp_path_factory.mktemp("mixed")
-    scenario = write_scenario(place)
-
-    def run(runs: Path) -> subprocess.CompletedProcess[str]:
-        return harness(
-            "run", scenario, "--runs", runs, cwd=place, HARNESS_API_KEY=KEY, HARNESS_MOCK_API_KEY=KEY
-        )
-
-    done, folder = until_quiet(run, place / "runs")
-    return Ran(done, folder, scenario)
+    scenario = write_scenario(place, budgets=CALM)
+    runs, keys = place / "runs", {"HARNESS_API_KEY": KEY, "HARNESS_MOCK_API_KEY": KEY}
+    done = harness("run", scenario, "--runs", runs, cwd=place, **keys)
+    return Ran(done, only_run(runs), scenario)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from conftest import Ran
-from launching import KEY, assert_books_balance, harness, rows, summary, truth
+from launching import KEY, assert_books_balance, harness, rows, spans_of, summary, truth
 
 from harness import runlog
 from harness.workload import scenario as scenarios
@@ -34,13 +34,6 @@ FILES = (
     "traces.otlp.jsonl",
     "truth.jsonl",
 )
-
-
-def spans_of(folder: Path) -> Iterator[dict[str, Any]]:
-    for line in (folder / "traces.otlp.jsonl").read_text().splitlines():
-        for resource in json.loads(line)["resourceSpans"]:
-            for scope in resource["scopeSpans"]:
-                yield from scope["spans"]
 
 
 def pairs(ran: Ran) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -10,6 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from conftest import Ran
 from launching import (
+    CALM,
     KEY,
     assert_books_balance,
     failed_checks,
@@ -18,7 +18,6 @@ from launching import (
     rows,
     schedule_of,
     summary,
-    until_quiet,
     write_scenario,
 )
 
@@ -32,12 +31,10 @@ EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "INVALID": 4}
 def test_a_server_that_misses_an_objective_fails_with_exit_code_1_and_its_run_can_be_repeated(
     mixed_run: Ran, tmp_path: Path
 ) -> None:
-    def run(runs: Path) -> subprocess.CompletedProcess[str]:
-        threshold = "stream.tokens_per_s: p(50) > 100000"
-        flags = ("--threshold", threshold, "--no-telemetry", "--runs", runs)
-        return harness("run", mixed_run.scenario, *flags, cwd=tmp_path)
-
-    done, folder = until_quiet(run, tmp_path / "runs")
+    threshold = "stream.tokens_per_s: p(50) > 100000"
+    flags = ("--threshold", threshold, "--no-telemetry", "--runs", tmp_path / "runs")
+    done = harness("run", mixed_run.scenario, *flags, cwd=tmp_path)
+    folder = only_run(tmp_path / "runs")
     verdict = summary(folder)["verdict"]
     assert verdict["state"] == "FAIL", verdict["reason"]
     assert done.returncode == 1
@@ -65,15 +62,16 @@ def test_too_few_samples_are_inconclusive_and_the_report_says_how_many_more(tmp_
     """The key comes from a `.env` file in the folder that the run is started in."""
     (tmp_path / ".env").write_text(f"HARNESS_API_KEY={KEY}\n")
     scenario = write_scenario(
-        tmp_path, objectives=["response: p(99) < 5s"], warm_up="0s", traffic=[{"kind": "completion"}]
+        tmp_path,
+        objectives=["response: p(99) < 5s"],
+        warm_up="0s",
+        traffic=[{"kind": "completion"}],
+        budgets=CALM,
     )
     with mock_server("fast", api_key=KEY) as mock:
-
-        def run(runs: Path) -> subprocess.CompletedProcess[str]:
-            flags = ("--count", "20", "--target", mock.url, "--no-telemetry", "--runs", runs)
-            return harness("run", scenario, *flags, cwd=tmp_path)
-
-        done, folder = until_quiet(run, tmp_path / "runs")
+        flags = ("--count", "20", "--target", mock.url, "--no-telemetry", "--runs", tmp_path / "runs")
+        done = harness("run", scenario, *flags, cwd=tmp_path)
+    folder = only_run(tmp_path / "runs")
     assert {row["outcome"] for row in rows(folder)} == {"ok"}
     verdict = summary(folder)["verdict"]
     assert verdict["state"] == "INCONCLUSIVE", verdict["reason"]
