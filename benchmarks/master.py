@@ -49,7 +49,7 @@ from harness.workload import scenario as scenarios
 RUN_S = 6
 SETTLED_S = 1
 """The master's first second after the start is not judged."""
-PATIENCE_S = 60
+PATIENCE_S = 120
 USERS = 50
 """Virtual users a worker."""
 CHUNKS = 64

@@ -29,7 +29,9 @@ _itl_ms: list[float] = []
 
 def keep(started_ns: int, lines: Iterator[bytes | str]) -> None:
     """Stamp every line that holds a token as it is handed over."""
-    stamps = [monotonic_ns() for line in lines if '"content"' in (line if isinstance(line, str) else line.decode())]
+    stamps = [
+        monotonic_ns() for line in lines if '"content"' in (line if isinstance(line, str) else line.decode())
+    ]
     _ttft_ms.append((stamps[0] - started_ns) / 1e6)
     _itl_ms.extend((later - earlier) / 1e6 for earlier, later in pairwise(stamps))
 

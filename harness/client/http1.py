@@ -71,7 +71,7 @@ class Connection:
             return
         self._start(exchange, payload)
         exchange.wait()
-        if self._was_stale(exchange):
+        if exchange.outcome is not None and self._was_stale(exchange):
             self.stale_retries += 1
             exchange.reopen()
             if self._connected(exchange):
@@ -94,7 +94,8 @@ class Connection:
     # -- in the user's greenlet
 
     def _connected(self, exchange: Exchange) -> bool:
-        if self._transport is not None and self._transport.open and self._transport.alive():
+        transport = self._transport
+        if transport is not None and transport.open and transport.alive():
             exchange.reused = True
             return True
         bounds = exchange.limits

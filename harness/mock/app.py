@@ -346,7 +346,7 @@ class Mock:
 
     def _truth(self, scope: Scope) -> Plan:
         since = parse_qs(scope.query_string).get("since", ["0"])[0]
-        if not since.isdecimal():
+        if not since.isdecimal() or len(since) > 18:
             return api.refusal(400, f"`since` is {since!r}: write a position, 0 or more")
         lines, after = self.log.page(int(since), _PAGE)
         return _truth_page(lines, str(after), self.log.forgotten)

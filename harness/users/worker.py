@@ -176,7 +176,6 @@ class Worker:
         gevent.killall([user.greenlet for user in self._users if user.busy])
         self._wake_idle()
         self._sampler.kill()
-        self._teller.stop()
         self._take_sample()
         self._health.stop()
         self._alarm.close()
@@ -198,6 +197,7 @@ class Worker:
         runlog.write_json(path, ledger)
         if self._ship is not None:
             self._ship(path.name, path.read_bytes())
+        self._teller.stop()
         return ledger
 
     @property
@@ -477,10 +477,12 @@ class _Teller:
             self._came.set()
 
     def stop(self) -> None:
-        """Tell what is left; a listener that waits for ever is left behind."""
+        """Tell what is left; a listener that waits for ever is left behind. A bug of ours is raised."""
         self._stopping = True
         self._came.set()
         self._greenlet.join(_TELL_S)
+        if self._greenlet.exception is not None:
+            raise self._greenlet.exception
 
     def _run(self) -> None:
         while self._untold or not self._stopping:

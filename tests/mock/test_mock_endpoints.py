@@ -201,3 +201,8 @@ def test_under_an_engine_they_queue_like_everything_else():
     assert first >= 9 * 2_000_000
     assert last >= 17 * 2_000_000
     assert vector["ended_ns"] - vector["arrived_ns"] >= 2_000_000
+
+
+def test_a_position_beyond_all_reason_is_refused(mock: MockServer):
+    assert get(mock, f"/__truth?since={'9' * 18}").status_code == 200
+    assert get(mock, f"/__truth?since={'9' * 19}").status_code == 400

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import httpx
@@ -23,17 +22,15 @@ from harness.mock.api import Endpoint
 from harness.mock.endpoints import MAKERS
 from harness.testing import MockServer
 
+LENGTHS = {"max_tokens": 393_216, "max_completion_tokens": 393_216, "max_output_tokens": 393_216, "n": 128}
 
-def bounded(document: dict[str, Any]) -> dict[str, Any]:
-    """The description with less room: answers of hundreds of thousands of tokens would only take time."""
-    short = copy.deepcopy(document)
-    schemas, paths = short["components"]["schemas"], short["paths"]
-    schemas["Limit"]["maximum"] = 64
-    messages = paths["/anthropic/v1/messages"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    messages["properties"]["max_tokens"]["maximum"] = 64
-    for name in ("Chat", "Completion"):
-        schemas[name]["properties"]["n"]["maximum"] = 4
-    return short
+
+def shorten(body: Any) -> None:
+    """Ask for less: answers of hundreds of thousands of tokens would only take time."""
+    if isinstance(body, dict):
+        for name, most in LENGTHS.items():
+            if type(body.get(name)) is int and 4 < body[name] <= most:
+                body[name] = 4
 
 
 def configured() -> SchemathesisConfig:
@@ -45,7 +42,7 @@ def configured() -> SchemathesisConfig:
     return SchemathesisConfig(seed=1, projects=ProjectsConfig(default=project))
 
 
-schema = schemathesis.openapi.from_dict(bounded(openapi.document()), config=configured())
+schema = schemathesis.openapi.from_dict(openapi.document(), config=configured())
 
 
 @schema.parametrize()
@@ -56,6 +53,10 @@ def test_answers_are_as_described(case: schemathesis.Case, mock: MockServer):
     # A schema cannot say all: that JSON mode wants the word in the prompt, that a task has no stream, that
     # 3.0 is no whole number to DeepSeek's server. So what it allows may be refused, but never the reverse.
     excluded = [schemathesis.checks.positive_data_acceptance]
+    if case.media_type == "multipart/form-data" or case.query:
+        # Forms and queries are text: a number in the place of a text is one.
+        excluded.append(schemathesis.checks.negative_data_rejection)
+    shorten(case.body)
     case.call_and_validate(base_url=mock.url, timeout=20, excluded_checks=excluded)
 
 

@@ -80,7 +80,9 @@ def test_an_answer_that_fails_is_a_task_that_failed(mock: MockServer, fault: str
     assert message in task["error"]["message"]
 
 
-@pytest.mark.parametrize(("change", "status"), [({"stream": True}, 400), ({"messages": []}, 422), ({"background": "yes"}, 422)])
+@pytest.mark.parametrize(
+    ("change", "status"), [({"stream": True}, 400), ({"messages": []}, 422), ({"background": "yes"}, 422)]
+)
 def test_what_cannot_become_a_task_is_refused_at_once(mock: MockServer, change: dict, status: int):
     with client(mock) as http:
         assert http.post("/chat/completions", json=CHAT | change, headers=LATER).status_code == status
