@@ -736,6 +736,8 @@ def main() -> None:
             if TOOLS[name].package:
                 say(f"{name}: {install(name, TOOLS[name].package, cache)}")
         return
+    # Ended from outside, it still ends the server and the tool, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     on, rows = machine(), list[Row]()
     with tempfile.TemporaryDirectory(prefix="peers-") as root:
         for work in all_works:

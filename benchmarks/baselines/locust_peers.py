@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from itertools import count, pairwise
 from pathlib import Path
 from time import monotonic_ns
+from typing import ClassVar
 
 import gevent
-from locust import FastHttpUser, HttpUser, task
+from locust import FastHttpUser, HttpUser
 from locust.exception import StopUser
 
 REQUEST = json.loads(os.environ["PEER_BODY"])
@@ -36,34 +37,34 @@ def keep(started_ns: int, lines: Iterator[bytes | str]) -> None:
     _itl_ms.extend((later - earlier) / 1e6 for earlier, later in pairwise(stamps))
 
 
-class Turns:
-    """COUNT requests among all users; the last one to end writes the file and ends the run."""
-
-    @task
-    def chat(self) -> None:
-        """One request, if any is left."""
-        if next(_claims) > COUNT:
-            raise StopUser
-        started_ns = monotonic_ns()
-        if REQUEST.get("stream"):
-            keep(started_ns, self.lines())
-        else:
-            self.client.post(PATH, json=REQUEST)
-        if next(_ended) == COUNT:
-            OUT.write_text(json.dumps({"ttft_ms": _ttft_ms, "itl_ms": _itl_ms}))
-            gevent.spawn(self.environment.runner.quit)
+def chat(user: "Fast | Requests") -> None:
+    """One request, if any is left; the last one to end writes the file and ends the run."""
+    if next(_claims) > COUNT:
+        raise StopUser
+    started_ns = monotonic_ns()
+    if REQUEST.get("stream"):
+        keep(started_ns, user.lines())
+    else:
+        user.client.post(PATH, json=REQUEST)
+    if next(_ended) == COUNT:
+        OUT.write_text(json.dumps({"ttft_ms": _ttft_ms, "itl_ms": _itl_ms}))
+        gevent.spawn(user.environment.runner.quit)
 
 
-class Fast(Turns, FastHttpUser):
+class Fast(FastHttpUser):
     """By geventhttpclient."""
+
+    tasks: ClassVar = [chat]
 
     def lines(self) -> Iterator[str]:
         """The answer's lines, as FastHttpUser hands them out."""
         return self.client.iter_lines(PATH, method="POST", json=REQUEST)
 
 
-class Requests(Turns, HttpUser):
+class Requests(HttpUser):
     """By requests."""
+
+    tasks: ClassVar = [chat]
 
     def lines(self) -> Iterator[bytes]:
         """The answer's lines, as requests hands them out."""

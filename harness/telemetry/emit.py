@@ -80,6 +80,7 @@ class Emitter:
         self._points = None if points is None else Outlet(points, point_timeout_s + 1, patience_s, clock)
         self._pending: list[ReadableSpan] = []
         self._sessions: dict[str, Session] = {}
+        self._has_turns = any(entry.get("turns", 1) != 1 for entry in run.scenario.get("traffic", ()))
         self._records = 0
         self._made = 0
         self._dropped = 0
@@ -139,7 +140,7 @@ class Emitter:
             session.extend(record)
         if record.session != record.request_id:
             session.multi_turn = True
-        elif record.final:
+        elif record.final and not self._has_turns:
             # A session of one request is over now; held to the end, millions of them would fill the memory.
             self._add_session(record.session, self._sessions.pop(record.session))
 

@@ -100,9 +100,17 @@ def test_retries_share_their_trace_and_their_session(tmp_path: Path) -> None:
 
 
 def test_a_session_of_several_turns_is_one_span_at_the_end(tmp_path: Path) -> None:
-    turns = [record(seq, session="talk", turn=seq, ended_ns=(200 + seq) * MS) for seq in range(3)]
+    # As the workload numbers them: the first turn's request id is the session's.
+    ids = ["talk", "talk.t1", "talk.t2"]
+    turns = [
+        record(turn, session="talk", request_id=ids[turn], turn=turn, ended_ns=(200 + turn) * MS)
+        for turn in range(3)
+    ]
+    scenario = {**RUN.scenario, "traffic": [{"kind": "stream", "turns": 3}]}
     with http_collector() as collector:
-        emitter = Emitter(RUN, tmp_path, environ={ENDPOINT: collector.endpoint})
+        emitter = Emitter(
+            msgspec.structs.replace(RUN, scenario=scenario), tmp_path, environ={ENDPOINT: collector.endpoint}
+        )
         for turn in turns:
             emitter.feed(to_batch([turn]))
         ledger = emitter.finish()
