@@ -6,7 +6,8 @@ The master is started as `harness run --remote N` starts it, on one CPU. On anot
 for all workers over ZeroMQ, in Locust's own messages and in ours: heartbeats, statistics, and once a
 second the pieces of a log whose batches are real ones. No load is sent. The figures are of the seconds
 between the start and the end of the schedule; a run's end is checked: every byte of every log must
-have reached the master's folder. CPU seconds bear a noisy machine; lags are wall time, and do not. The run folders go to TMPDIR.
+have reached the master's folder. CPU seconds bear a noisy machine; lags are wall time,
+and do not. The run folders go to TMPDIR.
 """
 
 from __future__ import annotations

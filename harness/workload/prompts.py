@@ -212,6 +212,11 @@ def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | 
     dialect = entry.dialect or scenario.dialect
     parameters = _as_body(entry.parameters)
     output_tokens = quantile(entry.output)
+    draws = not (
+        isinstance(entry.output, Fixed)
+        and isinstance(entry.prompt, Synthetic)
+        and isinstance(entry.prompt.tokens, Fixed)
+    )
     turns, think_s = _turns(entry), float(entry.think_time_s)
     ask = _source(scenario.seed, position, entry.prompt, chat=dialect == "chat")
     key, name = mix64(mix64(scenario.seed) + 1), f"{scenario.seed:x}-"
@@ -219,7 +224,7 @@ def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | 
     def request(seq: int, index: int, model: str) -> Request:
         # A bijection of (seq, index), whose index is below 1,024: see Traffic.size.
         bits = mix64(key + (seq << 10 | index) * _GAMMA)
-        lengths, stated = mix64(bits + 1), traced(seq)
+        lengths, stated = mix64(bits + 1) if draws else 0, traced(seq)
         prompt, messages, prompt_tokens, max_tokens = ask(
             seq * size + index, bits, lengths & _MASK_32, stated
         )

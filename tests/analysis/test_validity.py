@@ -449,3 +449,10 @@ def test_every_check_is_explained_for_people():
     explained = re.findall(r"^\| `(\w+)` \| ", page.partition("## Is the run valid?")[2], flags=re.MULTILINE)
     found = checks(streams(20, 10, 20, 400), planned=20, telemetry=telemetry(), samples=SOUND)
     assert list(found) == explained
+
+
+def test_a_starved_client_blames_itself_and_no_proxy():
+    starved = [sample(second, hub_lag_max_ns=ms(900)) for second in range(1, 11)]
+    found = checks(streams(20, 1, 16, 400), samples=starved)
+    assert not found["hub_lag"].passed
+    assert "lumps" not in found
