@@ -376,6 +376,7 @@ def measure_streams(size: Size, root: Path) -> list[Row]:
         ):
             say(f"{size.streams} streams, {name}")
             beside[name] = baseline_streams(command, url, size, root / f"streams-{len(beside)}", read)
+    late_ms = [percentiles(each.server_late_ms)[1] for each in ours]
     p50s_ms, p99s_ms = zip(*[percentiles(each.ttft_error_ms) for each in ours], strict=True)
     missing = sum(each.missing for each in ours)
     rows = [
@@ -384,6 +385,7 @@ def measure_streams(size: Size, root: Path) -> list[Row]:
         Row("harness, TTFT error P99", spread(p99s_ms, ".3f", "ms"), "< 5 ms", abs(median(p99s_ms)) < 5),
         Row("harness, CPU µs/chunk", spread([each.cpu_us for each in ours], ".1f")),
         Row("runs undisturbed : disturbed", kept),
+        Row("the server's own lateness P99", spread(late_ms, ".2f", "ms")),
     ]
     for name, seen in beside.items():
         p50_ms, p99_ms = percentiles(seen.ttft_error_ms)
