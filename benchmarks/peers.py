@@ -48,6 +48,8 @@ PROMPT_TOKENS = 32
 MODEL = "reference"
 TOKENIZER = "peers/tokenizer"
 SAMPLE_S = 0.2
+PROBE_PAUSE_NS = 1_000_000_000
+"""What is followed by so long a pause, in the first twentieth of the requests, was no part of the load."""
 FREE_DISK_GB = 30
 """What must be free before guidellm is installed: it brings torch, 5.7 GB."""
 
@@ -595,8 +597,16 @@ def reason(watched: Watched, call: Call, folder: Path, patience_s: float) -> str
     return f"{ending}: {last_line((folder / 'client.log').read_text(errors='replace'))}"
 
 
+def without_probes(truth: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The requests of the load, in order: aiperf sends one long before, as others do to see who answers."""
+    rows = sorted(truth, key=lambda row: row["received_ns"])
+    early = range(1, max(len(rows) // 20, 1) + 1)
+    pauses_ns = {at: rows[at]["received_ns"] - rows[at - 1]["received_ns"] for at in early}
+    return rows[max((at for at, pause_ns in pauses_ns.items() if pause_ns > PROBE_PAUSE_NS), default=0) :]
+
+
 def judge(tool: str, work: Work, watched: Watched, said: Said, truth: Sequence[Mapping[str, Any]]) -> Row:
-    """The server's log and what was watched, as a row."""
+    """The server's log of the load, two requests at least, and what was watched, as a row."""
     ends_ns = [row["chunk_ns"][-1] if row["chunk_ns"] else row["received_ns"] for row in truth]
     first_ns, last_ns = min(row["received_ns"] for row in truth), max(ends_ns)
     span_s = (last_ns - first_ns) / 1e9
@@ -641,7 +651,8 @@ def measure(name: str, work: Work, folder: Path, cache: Path, patience_s: float)
     why_not = reason(watched, call, folder, patience_s)
     if why_not:
         return Row(name, work.name, f"{why_not} ({len(truth)} of {work.count} requests sent)")
-    if len(truth) < 2:
+    load = without_probes(truth) if len(truth) > 1 else []
+    if len(load) < 2:
         return Row(name, work.name, f"the server received {len(truth)} requests")
     try:
         said = call.said()
@@ -650,7 +661,7 @@ def measure(name: str, work: Work, folder: Path, cache: Path, patience_s: float)
         return Row(
             name, work.name, f"its report cannot be read: {type(error).__name__}: {last_line(str(error))}"
         )
-    return judge(name, work, watched, said, truth)
+    return judge(name, work, watched, said, load)
 
 
 # -- telling ---------------------------------------------------------------------------------------------

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from harness.calibrate import Trial
     from harness.report.facts import RunReport
     from harness.report.progress import Progress
+    from harness.workload.scenario import Scenario
 
 _PLAIN_EVERY_S = 5.0
 _THRESHOLD = "An objective: `ttft: p(99) < 500ms`. Repeatable; replaces the scenario's on the same measure."
+_EXIT_CODES = "Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, 3 INCONCLUSIVE, 4 INVALID."
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -45,7 +47,7 @@ class _Verbs(click.Group):
             ctx.exit(2)
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=__doc__)
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
 @click.version_option(__version__, prog_name="harness")
 def main() -> None:
     """Load-test LLM HTTP APIs, and tell the truth about them."""
@@ -79,7 +81,7 @@ def main() -> None:
     type=click.IntRange(min=1),
     help="Wait for this many `harness worker`s instead; with a mock, on loopback only.",
 )
-@click.option("--listen", default="127.0.0.1:5557", show_default=True, help="Where they find us.")
+@click.option("--listen", default="127.0.0.1:5557", show_default=True, help="Where they find this run.")
 @click.option("--web", is_flag=True, help="Serve Locust's web UI on loopback meanwhile.")
 @click.option(
     "--calibrate/--no-calibrate",
@@ -139,7 +141,7 @@ def run(
     )
     if no_telemetry:
         scenario = msgspec.structs.replace(scenario, telemetry=False)
-    conduct.check_objectives(scenario)
+    _check(scenario, scenario_file or f"scenario {scenario.name!r}")
     if scenario.target.startswith("https:") and not api_key(scenario.target, os.environ):
         names = " or ".join(key_variables(scenario.target))
         click.echo(f"harness: no API key: set {names} in the environment or in .env", err=True)
@@ -341,11 +343,10 @@ def scenario_check(scenario_file: str) -> None:
     """Read a scenario file and print it whole, defaults filled in; exit code 2 if it has a mistake."""
     import yaml
 
-    from harness import conduct
     from harness.workload import scenario as scenarios
 
     checked = scenarios.load(Path(scenario_file))
-    conduct.check_objectives(checked)
+    _check(checked, scenario_file)
     click.echo(yaml.safe_dump(scenarios.to_builtins(checked), sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -383,6 +384,24 @@ def _plain_progress(line: Callable[[Progress], str]) -> Callable[[Progress], Non
             click.echo(line(now), err=True)
 
     return show
+
+
+def _check(scenario: Scenario, source: str) -> None:
+    """Read what a scenario names, so that a mistake costs nothing: objectives, the mock's files."""
+    from harness import conduct
+    from harness.mock.latency import load_profile
+    from harness.mock.script import load_script
+
+    conduct.check_objectives(scenario, source)
+    if scenario.target == "mock":
+        try:
+            load_profile(scenario.mock.profile)
+        except ConfigError as error:
+            if error.source == "--profile":  # the name is the scenario's, not a flag's
+                raise ConfigError(source, "mock.profile", error.value, error.remedy) from None
+            raise
+        if scenario.mock.faults:
+            load_script(Path(scenario.mock.faults))
 
 
 def _address(flag: str, text: str) -> tuple[str, int]:

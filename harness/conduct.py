@@ -33,7 +33,7 @@ from harness.analysis.truth import Truth
 from harness.analysis.truth import compare as beside_truth
 from harness.analysis.truth import read as read_truth
 from harness.analysis.validity import validate
-from harness.errors import EngineError
+from harness.errors import ConfigError, EngineError, RunLogError
 from harness.record import Manifest, Run, Sample
 from harness.report import machine
 from harness.report.facts import RunReport
@@ -269,6 +269,10 @@ def close(folder: Path) -> Manifest:
     run = runlog.read_run(folder)
     if (folder / "manifest.json").exists() and (folder / "requests.parquet").exists():
         return runlog.read_manifest(folder)
+    # Once the engine has ended, a worker that still writes has been given up for lost.
+    if runlog.read_end(folder) is None and (writing := runlog.being_written(folder)):
+        names = ", ".join(map(str, writing))
+        raise RunLogError(f"{folder} is still being written by worker {names}: wait for the run's end")
     table, torn_bytes = runlog.merge(folder)
     ledgers = runlog.read_ledgers(folder)
     end = runlog.read_end(folder)
@@ -380,13 +384,21 @@ def _short(folder: Path) -> str:
     return relative if not relative.startswith("..") else str(folder)
 
 
-def check_objectives(scenario: Scenario) -> None:
+def check_objectives(scenario: Scenario, source: str) -> None:
     """Read the objectives before any load is sent, so that a mistake costs nothing.
 
+    Args:
+        scenario: with the objectives.
+        source: where they stand, for the error.
+
     Raises:
-        ConfigError: an objective cannot be read.
+        ConfigError: an objective cannot be read, or speaks of traffic that will not be sent.
     """
-    slo_objectives.load(scenario.objectives, source=f"scenario {scenario.name!r}", base=Path.cwd())
+    kinds = {entry.kind for entry in scenario.traffic}
+    for each in slo_objectives.load(scenario.objectives, source=source, base=Path.cwd()):
+        if each.kind is not None and each.kind not in kinds:
+            remedy = f"no traffic of kind {each.kind} will be sent; add an entry, or leave the objective out"
+            raise ConfigError(source, "objectives", each.expression, remedy)
 
 
 _FORMS: dict[str, Callable[[RunReport], str]] = {

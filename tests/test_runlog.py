@@ -182,3 +182,10 @@ def test_a_worker_killed_in_mid_run_keeps_what_it_had_recorded(tmp_path: Path) -
             "of the same workers, 2 arrivals are in the log"
         )
     ]
+
+
+def test_a_log_is_known_to_be_written_until_its_writer_closes_it(tmp_path: Path) -> None:
+    writer = runlog.Writer(runlog.records_path(tmp_path, 3))
+    assert runlog.being_written(tmp_path) == [3]
+    writer.close()
+    assert runlog.being_written(tmp_path) == []

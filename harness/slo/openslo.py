@@ -119,7 +119,9 @@ def read_openslo(path: Path) -> list[Objective]:
     try:
         documents = [each for each in yaml.load_all(path.read_text("utf-8"), _Loader) if each is not None]
     except OSError as error:
-        raise ConfigError(str(path), "", None, f"cannot be read: {error.strerror}") from None
+        raise ConfigError(
+            str(path), "", None, f"cannot be read ({error.strerror}): give the path of a YAML file"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(str(path), "", None, f"is no YAML: {error}") from None
     try:

@@ -170,6 +170,8 @@ class _Conductor:
         self.scenario = _fit_users(environment, self.scenario)
         _default_options(environment, self.scenario)
         signal.signal(signal.SIGINT, _interrupt)
+        if self.plan_folder is not None:
+            gevent.spawn(_end_with, os.getppid())
         # Locust ends when its CPU monitor dies, as it does for want of open files: this outlives it.
         runner.greenlet.spawn(Event().wait)
         for hook, listener in (
@@ -568,6 +570,13 @@ def _interrupt(_number: int, _frame: object) -> None:
     """
     hub = gevent.get_hub()
     hub.loop.run_callback_threadsafe(hub.parent.throw, KeyboardInterrupt)
+
+
+def _end_with(parent: int) -> None:
+    """End the run as Ctrl-C would when `harness run` is gone: nobody else would stop the load."""
+    while os.getppid() == parent:
+        gevent.sleep(1)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _spawn_verb(*arguments: str, stdout: int | None = None) -> subprocess.Popen[bytes]:

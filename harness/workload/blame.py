@@ -62,7 +62,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(source, "", None, f"cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            source, "", None, f"cannot be read ({error.strerror}): give the path of a YAML file"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(source, "", None, "is not UTF-8 text: save it as UTF-8") from error
     try:

@@ -42,6 +42,18 @@ def test_the_figures_come_from_the_servers_log():
     assert row.itl_ms[0] == pytest.approx(300)
 
 
+def test_a_probe_long_before_the_load_is_no_part_of_it():
+    load = [{"received_ns": (5000 + at) * MS, "chunk_ns": []} for at in range(40)]
+    probe = {"received_ns": 100 * MS, "chunk_ns": []}
+    assert peers.without_probes([*load, probe]) == load
+    assert peers.without_probes(load) == load
+
+
+def test_a_pause_in_the_midst_of_the_load_stays_in_its_figures():
+    load = [{"received_ns": (at + 9000 * (at > 20)) * MS, "chunk_ns": []} for at in range(40)]
+    assert peers.without_probes(load) == load
+
+
 @pytest.mark.parametrize(
     ("returncode", "told"),
     [

@@ -124,6 +124,27 @@ def test_a_run_whose_engine_alone_is_killed_is_reported_at_once_and_leaves_no_pr
     assert runlog.read_manifest(only_run(tmp_path / "runs")).stop_reason == "killed"
 
 
+def test_the_load_ends_when_harness_run_is_killed_and_its_run_is_not_judged_before(tmp_path: Path) -> None:
+    scenario = write_scenario(tmp_path, **LONG)
+    with launched(
+        verb("run", scenario, "--no-telemetry", "--runs", tmp_path / "runs"), cwd=tmp_path
+    ) as process:
+        until(lambda: has_samples(tmp_path / "runs", count=1))
+        folder = only_run(tmp_path / "runs")
+        early = harness("report", folder, cwd=tmp_path)
+        started = family(process)
+        process.kill()
+        gone, alive = psutil.wait_procs(started, timeout=40)
+        for each in alive:
+            each.kill()
+    assert early.returncode == 2
+    assert "is still being written by worker 0" in early.stderr
+    assert not alive, gone
+    done = harness("report", folder, cwd=tmp_path)
+    assert runlog.read_manifest(folder).stop_reason == "interrupted", done.stderr
+    assert_books_balance(folder)
+
+
 def engine_of(pid: int) -> psutil.Process:
     """Locust's process: the leader of its own group."""
     (engine,) = (child for child in psutil.Process(pid).children() if "locust" in child.cmdline())
