@@ -449,16 +449,14 @@ def uv_of(cache: Path) -> str:
     return str(environment / "bin" / "uv")
 
 
-def install(name: str, package: str, cache: Path) -> str:
-    """Put one peer into its own environment; says how that went."""
+def install(name: str, package: str, cache: Path, python: str) -> str:
+    """Put one peer into its own environment, of the Python that uv finds by this; says how that went."""
     free_gb = shutil.disk_usage(cache).free / 1e9
     if name == "guidellm" and free_gb < FREE_DISK_GB:
         return f"left out: {free_gb:.0f} GB free, it needs {FREE_DISK_GB}"
     uv, environment = uv_of(cache), cache / name
-    python = str(environment / "bin" / "python")
-    # inference-perf needs 3.12; the others run on it too.
-    steps = [[uv, "venv", "-q", "--allow-existing", "--python", "3.12", str(environment)]]
-    steps += [[uv, "pip", "install", "-q", "--python", python, package]]
+    steps = [[uv, "venv", "-q", "--allow-existing", "--python", python, str(environment)]]
+    steps += [[uv, "pip", "install", "-q", "--python", str(environment / "bin" / "python"), package]]
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -738,6 +736,8 @@ def main() -> None:
     flags.add_argument("--quick", action="store_true", help="less of everything, to try it out")
     flags.add_argument("--patience", type=float, default=60, metavar="S", help="seconds a run may take (60)")
     flags.add_argument("--install", action="store_true", help="install the peers, and do nothing else")
+    # inference-perf needs 3.12; the others run on it too.
+    flags.add_argument("--python", default="3.12", help="their Python: a version or a path (3.12)")
     default_cache = Path(tempfile.gettempdir()) / "peers"
     flags.add_argument("--cache", type=Path, default=default_cache, metavar="DIR", help="their environments")
     flags.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
@@ -751,7 +751,7 @@ def main() -> None:
     if options.install:
         for name in names:
             if TOOLS[name].package:
-                say(f"{name}: {install(name, TOOLS[name].package, cache)}")
+                say(f"{name}: {install(name, TOOLS[name].package, cache, options.python)}")
         return
     # Ended from outside, it still ends the server and the tool, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
