@@ -34,7 +34,7 @@ class _Head(msgspec.Struct):
 
 
 class _Ended(msgspec.Struct):
-    ended_ns: int = 0
+    ended_ns: int | None = None
 
 
 _ended = msgspec.json.Decoder(_Ended).decode
@@ -56,9 +56,10 @@ class Siblings:
         self._worker = worker
         self._workers = workers
 
-    async def listen(self) -> asyncio.Server:
+    async def listen(self) -> None:
         """Begin to answer the others."""
-        return await asyncio.start_unix_server(self._tell, self._path(self._worker))
+        # Kept, for a server that nobody refers to may be collected, and its socket closed.
+        self._server = await asyncio.start_unix_server(self._tell, self._path(self._worker))
 
     def positions(self, since: str) -> list[int] | None:
         """A position of all logs: `0`, or one of each; None if it is neither."""
@@ -97,7 +98,7 @@ class Siblings:
 
 def in_order(logs: Iterable[Iterable[bytes]]) -> Iterable[bytes]:
     """The lines of several logs, each in order of its entries' ends, as one."""
-    return heapq.merge(*logs, key=lambda line: _ended(line).ended_ns)
+    return heapq.merge(*logs, key=lambda line: _ended(line).ended_ns or 0)
 
 
 def merge(parts: list[Path], path: Path) -> None:
