@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -39,6 +39,13 @@ def tables(
         colour: with ANSI escapes; the words say everything without them too.
         styles: how a cell that reads so is coloured.
     """
+    return printed(
+        [_table(sheet, styles or {}) for sheet in sheets if sheet.rows], width=width, colour=colour
+    )
+
+
+def printed(parts: Iterable[RenderableType], *, width: int, colour: bool) -> str:
+    """Lay parts out below one another, a blank line between; no line ends in blanks."""
     paper = io.StringIO()
     console = Console(
         file=paper,
@@ -50,10 +57,9 @@ def tables(
         markup=False,
         legacy_windows=False,
     )
-    for sheet in sheets:
-        if sheet.rows:
-            console.print(_table(sheet, styles or {}))
-            console.print()
+    for part in parts:
+        console.print(part)
+        console.print()
     return "\n".join(line.rstrip() for line in paper.getvalue().rstrip().splitlines()) + "\n"
 
 

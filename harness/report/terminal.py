@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
-
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from harness.report import facts, numbers
 from harness.report.facts import RunReport, printable
+from harness.report.tables import printed
 from harness.slo.verdict import State
 
 STYLES = {State.PASS: "green", State.FAIL: "red", State.INCONCLUSIVE: "yellow", State.INVALID: "magenta"}
@@ -28,21 +27,7 @@ def terminal(report: RunReport, width: int = 100, *, colour: bool = False) -> st
         width: of the terminal, in characters.
         colour: with ANSI escapes; the words say everything without them too.
     """
-    paper = io.StringIO()
-    console = Console(
-        file=paper,
-        width=width,
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-        highlight=False,
-        emoji=False,
-        markup=False,
-        legacy_windows=False,
-    )
-    for part in _parts(report, width):
-        console.print(part)
-        console.print()
-    return "\n".join(line.rstrip() for line in paper.getvalue().rstrip().splitlines()) + "\n"
+    return printed(_parts(report, width), width=width, colour=colour)
 
 
 def _parts(report: RunReport, width: int) -> list[RenderableType]:
