@@ -13,10 +13,12 @@ import msgspec
 from harness.client.call import Call
 from harness.client.dialects import Delta
 from harness.client.dialects.base import END_MARKER, FAILED_FINISHES, error_of
-from harness.client.exchange import Exchange
-from harness.client.sse import Event, EventStream, Lines
+from harness.client.exchange import Exchange, is_noise
+from harness.client.pattern import Pattern, pattern_of
+from harness.client.sse import Event, EventStream, KeepAlive, Lines
 from harness.record import Outcome, Usage
 
+_START_BYTES = 8_192
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
@@ -40,6 +42,10 @@ class Answer:
     error = ""
     chunk_ns: list[int] | tuple[int, ...] = ()
     _inflate: Callable[[bytes], bytes] | None = None
+    _start = b""
+    """What came before the first event: an error may stand there in place of a stream."""
+    _usual: Pattern | None = None
+    """How most pieces of this stream look."""
 
     def __init__(self, call: Call) -> None:
         if not call.streams:
@@ -56,21 +62,30 @@ class Answer:
         if self._inflate is None:
             self._inflate = self._inflater(exchange)
         inflate, plain = self._inflate, self._inflate is _as_is
-        feed = self._framer.feed
+        usual = self._usual if plain and self._framer.between else None
         for piece, stamp_ns in zip(exchange.pieces, exchange.stamps, strict=True):
-            if plain:
-                events = feed(piece, stamp_ns)
-            else:
-                try:
-                    events = feed(inflate(piece), stamp_ns)
-                except zlib.error:
-                    self._fault(Outcome.MALFORMED, "broken compression")
-                    return
-            for event in events:
-                if type(event) is Event:
-                    self._take(event)
-                elif self.first_event_ns is None:
-                    self.kept_alive = True
+            if usual is not None and usual.matches(piece):
+                self._chunk_ns.append(stamp_ns)
+                continue
+            try:
+                self._read_piece(piece if plain else inflate(piece), stamp_ns)
+            except zlib.error:
+                self._fault(Outcome.MALFORMED, "broken compression")
+                return
+            usual = self._usual if plain and self._framer.between else None
+
+    def _read_piece(self, piece: bytes, stamp_ns: int) -> None:
+        if self.first_event_ns is None and len(self._start) < _START_BYTES:
+            self._start += piece
+        whole = self._framer.between
+        events = self._framer.feed(piece, stamp_ns)
+        for event in events:
+            if isinstance(event, KeepAlive):
+                self.kept_alive |= self.first_event_ns is None
+                continue
+            delta = self._take(event)
+            if whole and delta is not None and len(events) == 1 and self._framer.between:
+                self._usual = pattern_of(piece, event, delta) or self._usual
 
     def end(self, exchange: Exchange) -> None:
         """The stream is over: what is still missing?"""
@@ -80,7 +95,7 @@ class Answer:
         if exchange.outcome is not None or self.outcome is not None:
             return
         if self.first_event_ns is None and not self.done:
-            self._fault(Outcome.MALFORMED, f"no stream but {_media_type(exchange)}")
+            self._fault(*self._no_stream(exchange))
         elif self._marked and not self.done:
             self._fault(Outcome.CUT, "stream ended without [DONE]")
         elif not self.choices:
@@ -88,11 +103,19 @@ class Answer:
         elif self.finish_reason is None:
             self._fault(Outcome.CUT, "stream ended without a finish reason")
 
-    def _take(self, event: Event) -> None:
+    def _no_stream(self, exchange: Exchange) -> tuple[Outcome, str]:
+        named = error_of(self._start)
+        if named is not None:
+            return Outcome.IN_BAND_ERROR, f"error body: {named}"
+        if self.kept_alive and is_noise(self._start):
+            return Outcome.CUT, "stream ended before its first event"
+        return Outcome.MALFORMED, f"no stream but {_media_type(exchange)}"
+
+    def _take(self, event: Event) -> Delta | None:
         payload, stamp_ns = event.payload, event.stamp_ns
         if payload == END_MARKER and self._marked:
             self.done = True
-            return
+            return None
         if self.first_event_ns is None:
             self.first_event_ns = stamp_ns
         try:
@@ -103,7 +126,7 @@ class Answer:
                 self._fault(Outcome.MALFORMED, "event is not the dialect's JSON")
             else:
                 self._fault(Outcome.IN_BAND_ERROR, f"error event: {named}")
-            return
+            return None
         if delta.content or delta.reasoning:
             self._chunk_ns.append(stamp_ns)
             if self.first_token_ns is None:
@@ -113,6 +136,7 @@ class Answer:
         self._note(delta, "error event: ")
         if event.name == b"error" and delta.error is None:
             self._fault(Outcome.IN_BAND_ERROR, "error event: unnamed")
+        return delta
 
     def read_body(self, exchange: Exchange, decode: Callable[[bytes], Delta]) -> None:
         """A whole body that came under a status that promises an answer."""

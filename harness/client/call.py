@@ -42,13 +42,13 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     streams: bool
     trace_id: str
     """32 hexadecimal digits, one a request."""
-    head: bytes
-    """The HTTP/1.1 head up to the span id inside `traceparent`, its last field."""
+    head: str
+    """The HTTP/1.1 head up to the span id inside `traceparent`, its last field; ASCII."""
     body: bytes
 
     def http1(self, span_id: str) -> bytes:
         """The whole HTTP/1.1 request of one attempt."""
-        return b"%b%b-01\r\n\r\n%b" % (self.head, span_id.encode(), self.body)
+        return f"{self.head}{span_id}-01\r\n\r\n".encode() + self.body
 
     def fields(self, span_id: str) -> list[tuple[str, str]]:
         """The header fields of one attempt over HTTP/2."""
@@ -76,12 +76,8 @@ def prepare(request: Request, target: Target) -> Call:
     streams = dialect.streams(request)
     trace_id = next(_trace_ids)
     body = dialect.encode(request)
-    head = b"%b%d\r\nx-request-id: %b\r\ntraceparent: 00-%b-" % (
-        _head(target, dialect.name, streams),
-        len(body),
-        request.id.encode(),
-        trace_id.encode(),
-    )
+    fixed = _head(target, dialect.name, streams)
+    head = f"{fixed}{len(body)}\r\nx-request-id: {request.id}\r\ntraceparent: 00-{trace_id}-"
     return Call(request, dialect, target, streams, trace_id, head, body)
 
 
@@ -99,9 +95,9 @@ def _fields(target: Target, dialect: Dialect, streams: bool) -> list[tuple[str, 
 
 
 @lru_cache(maxsize=64)
-def _head(target: Target, dialect: str, streams: bool) -> bytes:
-    """The HTTP/1.1 head up to the value of content-length."""
+def _head(target: Target, dialect: str, streams: bool) -> str:
+    """The HTTP/1.1 head up to the value of content-length; ASCII."""
     spoken = DIALECTS[dialect]
     lines = [f"POST {target.base_path}{spoken.path} HTTP/1.1", f"host: {target.authority}"]
     lines += [f"{name}: {value}" for name, value in _fields(target, spoken, streams)]
-    return ("\r\n".join(lines) + "\r\ncontent-length: ").encode("ascii")
+    return "\r\n".join(lines) + "\r\ncontent-length: "

@@ -81,6 +81,11 @@ class EventStream:
         self._commented = False
         self._between = False
 
+    @property
+    def between(self) -> bool:
+        """The next byte begins a new event: nothing of one is under way."""
+        return self._between
+
     def feed(self, piece: bytes, stamp_ns: int = 0) -> list[Event | KeepAlive]:
         """The events that this piece completes, in order, each with the piece's stamp."""
         # The usual piece by far: one event in one `data: ` line. Told apart at C speed.
@@ -146,6 +151,11 @@ class Lines:
 
     def __init__(self) -> None:
         self._lines = _LineSplitter()
+
+    @property
+    def between(self) -> bool:
+        """The next byte begins a new line."""
+        return self._lines.empty
 
     def feed(self, piece: bytes, stamp_ns: int = 0) -> list[Event | KeepAlive]:
         """The lines that this piece completes, in order, each with the piece's stamp."""

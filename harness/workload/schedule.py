@@ -74,14 +74,16 @@ def planned(scenario: Scenario) -> int | None:
     return sum(1 for _ in _due_s(scenario))
 
 
-def lengths(scenario: Scenario) -> Callable[[int], trace.Lengths | None]:
+def lengths(scenario: Scenario) -> Callable[[int], trace.Lengths | None] | None:
     """What the replayed trace says of each arrival, by its `seq`; None for the arrivals of bursts.
+
+    None where no trace is replayed.
 
     Raises:
         ConfigError: as `arrivals`.
     """
     if not isinstance(scenario.arrivals, Replay):
-        return lambda _: None
+        return None
     found = trace.read(scenario.arrivals)
     # Where the process and a burst are due at once, the process's arrival goes first: see _due_s.
     bursts = [

@@ -235,6 +235,9 @@ def test_without_the_servers_usage_a_stream_is_estimated_and_says_so():
         ([USAGE, DONE], Outcome.MALFORMED, "no choices"),
         ([], Outcome.MALFORMED, "no stream but text/event-stream"),
         ([CHAT_BODY], Outcome.MALFORMED, "no stream but text/event-stream"),
+        ([b": keep-alive\n\n", b"\n\n"], Outcome.CUT, "stream ended before its first event"),
+        ([b'{"error":\n\n', b'{"code":"overloaded"}}'], Outcome.IN_BAND_ERROR, "error body: overloaded"),
+        ([b"<html>\n\n</html>"], Outcome.MALFORMED, "no stream but text/event-stream"),
         ([event("a"), b"data: {broken\n\n", END, DONE], Outcome.MALFORMED, "event is not the dialect's JSON"),
         (
             [event("a"), b'data: {"error":{"code":"server_error"}}\n\n'],
@@ -514,9 +517,7 @@ def test_retry_after_is_seconds_or_a_date(value, seconds):
 def test_prepared_calls_of_one_request_differ_only_in_their_trace():
     first, second = (call_to("http://host", seq=1) for _ in range(2))
     assert first.trace_id != second.trace_id
-    assert first.head.replace(first.trace_id.encode(), b"") == second.head.replace(
-        second.trace_id.encode(), b""
-    )
+    assert first.head.replace(first.trace_id, "") == second.head.replace(second.trace_id, "")
     assert first.body == second.body
 
 

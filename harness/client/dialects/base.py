@@ -11,8 +11,8 @@ import msgspec
 from harness.record import Usage
 from harness.workload.prompts import Request
 
-FAILED_FINISHES = frozenset({"insufficient_system_resource", "aborted"})
-"""Finish reasons that say, under HTTP 200, that the answer is not whole (DeepSeek)."""
+FAILED_FINISHES = frozenset({"insufficient_system_resource", "aborted", "abort"})
+"""Finish reasons that say, under HTTP 200, that the answer is not whole (DeepSeek; vLLM and SGLang)."""
 
 END_MARKER = b"[DONE]"
 
@@ -59,17 +59,26 @@ class _CompletionDetails(msgspec.Struct, gc=False):
 
 
 class WireUsage(msgspec.Struct, gc=False):
-    """`usage`, with OpenAI's and DeepSeek's names for cached tokens."""
+    """`usage`, with each vendor's names for cached and reasoning tokens."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_cache_hit_tokens: int | None = None
+    """DeepSeek."""
+    cached_tokens: int | None = None
+    """Together, Moonshot."""
+    reasoning_tokens: int | None = None
+    """SGLang."""
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
 
 class _ErrorBody(msgspec.Struct, gc=False):
     error: Any = None
+    object: Any = None
+    """`error` if the body itself is the error (vLLM, SGLang, Mistral)."""
+    code: Any = None
+    type: Any = None
 
 
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
@@ -81,14 +90,14 @@ def usage(wire: WireUsage | None) -> Usage | None:
     if wire is None or wire.prompt_tokens is None or wire.completion_tokens is None:
         return None
     cached, details = wire.prompt_cache_hit_tokens, wire.prompt_tokens_details
-    if cached is None and details is not None:
-        cached = details.cached_tokens
+    if cached is None:
+        cached = wire.cached_tokens if details is None else details.cached_tokens
     said = wire.completion_tokens_details
     return Usage(
         prompt=wire.prompt_tokens,
         completion=wire.completion_tokens,
         cached=cached,
-        reasoning=None if said is None else said.reasoning_tokens,
+        reasoning=wire.reasoning_tokens if said is None else said.reasoning_tokens,
     )
 
 
@@ -102,7 +111,8 @@ def error_name(error: Any) -> str | None:
     if isinstance(error, dict):
         for key in ("code", "type"):
             value = error.get(key)
-            if isinstance(value, str) and _NAME.fullmatch(value):
+            # LiteLLM writes a name it does not know as "None".
+            if isinstance(value, str) and value != "None" and _NAME.fullmatch(value):
                 return value
     return "unnamed"
 
@@ -110,9 +120,19 @@ def error_name(error: Any) -> str | None:
 def error_of(body: bytes) -> str | None:
     """The error that a body names, whatever else it may be; None if it names none."""
     try:
-        return error_name(_decode_error(body).error)
+        said = _decode_error(body)
     except msgspec.DecodeError:
         return None
+    if said.object == "error" and said.error is None:
+        return error_name({"code": said.code, "type": said.type})
+    return error_name(said.error)
+
+
+def error_in(payload: bytes, error: Any, counted: WireUsage | None) -> str | None:
+    """The error that a payload without choices, or with an `error` member, names; None if it names none."""
+    if error is not None:
+        return error_name(error)
+    return error_of(payload) if counted is None else None
 
 
 def common_fields(request: Request, *, stream: bool) -> dict[str, Any]:

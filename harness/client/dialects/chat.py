@@ -6,12 +6,18 @@ from typing import Any
 
 import msgspec
 
-from harness.client.dialects.base import Delta, Dialect, WireUsage, common_fields, error_name, usage
+from harness.client.dialects.base import Delta, Dialect, WireUsage, common_fields, error_in, usage
 from harness.workload.prompts import Request
 
 
+class _Part(msgspec.Struct, gc=False):
+    text: str | None = None
+    thinking: list[Any] | None = None
+
+
 class _Message(msgspec.Struct, gc=False):
-    content: str | None = None
+    content: str | list[_Part] | None = None
+    """Mistral's reasoning models speak in parts."""
     reasoning_content: str | None = None
     reasoning: str | None = None
     """vLLM's and others' name for `reasoning_content`."""
@@ -25,10 +31,17 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
+class _Groq(msgspec.Struct, gc=False):
+    usage: WireUsage | None = None
+    error: Any = None
+
+
 class _Answer(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: WireUsage | None = None
     error: Any = None
+    x_groq: _Groq | None = None
+    """Groq's usage where none was asked for, and why it stopped early."""
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -52,17 +65,24 @@ def decode(payload: bytes) -> Delta:
         said = choice.delta or choice.message
         if said is not None:
             if said.content or said.tool_calls or said.refusal:
-                content = True
+                if type(said.content) is list:
+                    content = content or any(part.text for part in said.content)
+                    reasoning = reasoning or any(part.thinking for part in said.content)
+                else:
+                    content = True
             if said.reasoning_content or said.reasoning:
                 reasoning = True
         finish_reason = choice.finish_reason or finish_reason
+    counted, error = answer.usage, answer.error
+    if finish_reason is not None and answer.x_groq is not None:
+        counted, error = counted or answer.x_groq.usage, error or answer.x_groq.error
     return Delta(
         bool(answer.choices),
         reasoning,
         content,
         finish_reason,
-        None if answer.usage is None else usage(answer.usage),
-        None if answer.error is None else error_name(answer.error),
+        None if counted is None else usage(counted),
+        None if answer.choices and error is None else error_in(payload, error, counted),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from harness.client.dialects.base import Delta, Dialect, WireUsage, common_fields, error_name, usage
+from harness.client.dialects.base import Delta, Dialect, WireUsage, common_fields, error_in, usage
 from harness.workload.prompts import Request
 
 
@@ -60,7 +60,7 @@ def decode(payload: bytes) -> Delta:
         content,
         finish_reason,
         None if answer.usage is None else usage(answer.usage),
-        None if answer.error is None else error_name(answer.error),
+        None if answer.choices and answer.error is None else error_in(payload, answer.error, answer.usage),
     )
 
 
