@@ -1,6 +1,6 @@
 """Does the harness reach its ratios? Two cores: a reference server on one, a client on the other.
 
-    python benchmarks/ratios.py [rate] [streams] [import] [--quick] [--json FILE]
+    python benchmarks/ratios.py [rate] [streams] [many] [import] [--quick] [--json FILE]
 
 Every client meets the same server, which logs when it received what and when it wrote what; rates and
 errors are computed from that log, by the same definition for all. CPU time is read from /proc while
@@ -64,10 +64,12 @@ class Size:
     streams: int
     chunks: int
     imports: int
+    many: tuple[tuple[int, int], ...]
+    """Streams, and the pause between their chunks in milliseconds."""
 
 
-FULL = Size(pairs=5, run_s=5, runs=3, streams=500, chunks=128, imports=5)
-QUICK = Size(pairs=1, run_s=2, runs=1, streams=100, chunks=64, imports=3)
+FULL = Size(5, 5, runs=3, streams=500, chunks=128, imports=5, many=((1000, 20), (2000, 40)))
+QUICK = Size(1, 2, runs=1, streams=100, chunks=64, imports=3, many=((200, 20), (400, 40)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +288,7 @@ class Stream:
 
     started_ns: int
     chunk_ns: Sequence[int]
+    sent_ns: int | None = None
 
 
 TTFT_MS, ITL_MS = 200, 20
@@ -301,10 +304,16 @@ class Fidelity:
     """Chunks that the server wrote and the client did not see."""
     ttft_error_ms: list[float]
     """TTFT by the client, from its own start, minus the server's: first chunk written - request read."""
+    answer_error_ms: list[float]
+    """The same from the moment when the request's last byte was sent: without connecting."""
+    lag_ms: list[float]
+    """The client's stamp of a chunk, minus the server's, just before it wrote it."""
     server_late_ms: list[float]
     """How late the server wrote each stream's first chunk, after when it was due."""
     cpu_us: float
     """CPU time a chunk, in microseconds."""
+    core: float
+    """The share of its core that the client used, from the first request to the last chunk."""
 
 
 def compare(
@@ -312,6 +321,7 @@ def compare(
 ) -> Fidelity:
     """What the client saw, minus what was so."""
     missing, errors_ms, late_ms, written = 0, [], [], 0
+    answer_errors_ms, lags_ms = [], []
     for row in truth:
         seen, sent_ns = client.get(row["id"]), row["chunk_ns"]
         written += len(sent_ns)
@@ -320,10 +330,21 @@ def compare(
             true_ns = sent_ns[0] - row["received_ns"]
             late_ms.append(true_ns / 1e6 - TTFT_MS)
             errors_ms.append((seen.chunk_ns[0] - seen.started_ns - true_ns) / 1e6)
+            if seen.sent_ns is not None:
+                answer_errors_ms.append((seen.chunk_ns[0] - seen.sent_ns - true_ns) / 1e6)
+            lags_ms += [(came - went) / 1e6 for came, went in zip(seen.chunk_ns, sent_ns, strict=False)]
     first_ns = min(row["received_ns"] for row in truth)
     last_ns = max(row["chunk_ns"][-1] for row in truth)
-    cpu_us = usage.between(first_ns, last_ns) / written * 1e6
-    return Fidelity(asked - written + missing, errors_ms, late_ms, cpu_us)
+    cpu_s = usage.between(first_ns, last_ns)
+    return Fidelity(
+        missing=asked - written + missing,
+        ttft_error_ms=errors_ms,
+        answer_error_ms=answer_errors_ms,
+        lag_ms=lags_ms,
+        server_late_ms=late_ms,
+        cpu_us=cpu_s / written * 1e6,
+        core=cpu_s / (last_ns - first_ns) * 1e9,
+    )
 
 
 def harness_streams(url: str, size: Size, folder: Path) -> Fidelity:
@@ -332,9 +353,11 @@ def harness_streams(url: str, size: Size, folder: Path) -> Fidelity:
     origin_ns = runlog.read_run(folder).start.monotonic_ns
     client = {
         row["request_id"]: Stream(
-            row["started_ns"] + origin_ns, [each + origin_ns for each in row["chunk_ns"]]
+            row["started_ns"] + origin_ns,
+            [each + origin_ns for each in row["chunk_ns"]],
+            None if row["sent_ns"] is None else row["sent_ns"] + origin_ns,
         )
-        for row in records.select(["request_id", "started_ns", "chunk_ns"]).to_pylist()
+        for row in records.select(["request_id", "started_ns", "sent_ns", "chunk_ns"]).to_pylist()
     }
     return compare(client, truth_of(url), usage, size.streams * size.chunks)
 
@@ -408,7 +431,49 @@ def measure_chunks(size: Size, root: Path) -> list[Row]:
     return [Row("harness, chunks/s without pauses", f"{chunks / (end_ns - begin_ns) * 1e9:,.0f}")]
 
 
-# -- (3) import -----------------------------------------------------------------------------------------
+# -- (3) a thousand streams and more ----------------------------------------------------------------------
+
+
+def measure_many(size: Size, root: Path) -> list[Row]:
+    """More streams at once than most clients carry."""
+    rows = []
+    for count, itl_ms in size.many:
+        what = f"{count:,} streams at {itl_ms} ms"
+        first = (count, itl_ms) == FULL.many[0]
+        many = dataclasses.replace(size, streams=count)
+
+        def own(number: int, many: Size = many, what: str = what) -> Fidelity:
+            say(f"{what}, run {number + 1}")
+            return harness_streams(url, many, root / f"many-{many.streams}-{number}")
+
+        with reference_server("--ttft-ms", str(TTFT_MS), "--itl-ms", str(itl_ms)) as url:
+            seen, kept = repeat(
+                own, lambda each: percentiles(each.server_late_ms)[1] < SERVER_LATE_MS, size.runs
+            )
+        missing, core = sum(each.missing for each in seen), [each.core for each in seen]
+        p50s_ms, p99s_ms = zip(*[percentiles(each.answer_error_ms) for each in seen], strict=True)
+        lag50s_ms, lag99s_ms = zip(*[percentiles(each.lag_ms) for each in seen], strict=True)
+        rows += [
+            Row(f"{what}, chunks missing", f"{missing:,}", "0", missing == 0),
+            _bound(f"{what}, share of a core", core, "", 0.5 if first else None),
+            Row(f"{what}, CPU µs/chunk", spread([each.cpu_us for each in seen], ".1f")),
+            _bound(f"{what}, TTFT error P50, connected", p50s_ms, "ms", 0.03 if first else None),
+            _bound(f"{what}, TTFT error P99, connected", p99s_ms, "ms", 0.2 if first else None),
+            Row(f"{what}, lag of a chunk's stamp P50", spread(lag50s_ms, ".3f", "ms")),
+            Row(f"{what}, lag of a chunk's stamp P99", spread(lag99s_ms, ".3f", "ms")),
+            Row(f"{what}, runs undisturbed : disturbed", kept),
+        ]
+    return rows
+
+
+def _bound(what: str, values: Sequence[float], unit: str, most: float | None) -> Row:
+    measured = spread(values, ".3f", unit)
+    if most is None:
+        return Row(what, measured)
+    return Row(what, measured, f"< {most} {unit}".rstrip(), abs(median(values)) < most)
+
+
+# -- (4) import -----------------------------------------------------------------------------------------
 
 _CUMULATIVE = re.compile(r"import time:\s+\d+ \|\s+(\d+) \| *(\S+)")
 HEAVY = ("locust", "numpy", "opentelemetry")
@@ -502,6 +567,7 @@ def say(text: str) -> None:
 PARTS: dict[str, Callable[[Size, Path], list[Row]]] = {
     "rate": measure_rate,
     "streams": measure_streams,
+    "many": measure_many,
     "import": measure_import,
 }
 
@@ -509,7 +575,7 @@ PARTS: dict[str, Callable[[Size, Path], list[Row]]] = {
 def main() -> None:
     """Read the flags, measure, tell."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("parts", nargs="*", metavar="PART", help="rate, streams, import; default: all")
+    flags.add_argument("parts", nargs="*", metavar="PART", help="rate, streams, many, import; default: all")
     flags.add_argument("--quick", action="store_true", help="less of everything, to try it out")
     flags.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
     options = flags.parse_args()

@@ -96,19 +96,13 @@ def to_batch(records: Sequence[Record]) -> pa.RecordBatch:
     astuple = msgspec.structs.astuple
     columns = dict(zip(_FIELDS, zip(*map(astuple, records), strict=True), strict=True))
     arrays = {name: _array(columns[name], _TYPES[name]) for name in _PLAIN}
+    if columns["session"] == columns["request_id"]:  # as where no session has a second turn
+        arrays["session"] = arrays["request_id"]
     usages = zip(*[_NO_USAGE if each is None else astuple(each) for each in columns["usage"]], strict=True)
     for name, values in zip(_USAGE, usages, strict=True):
         arrays[name] = _array(values, _TYPES[name])
-    stamps = array("q", chain.from_iterable(columns["chunk_ns"]))
-    arrays["chunk_ns"] = pa.ListArray.from_arrays(
-        _offsets(columns["chunk_ns"]), pa.Array.from_buffers(_I64, len(stamps), [None, pa.py_buffer(stamps)])
-    )
-    tags = columns["tags"]
-    arrays["tags"] = pa.MapArray.from_arrays(
-        _offsets(tags),
-        pa.array(list(chain.from_iterable(tags)), _TEXT),
-        pa.array([value for each in tags for value in each.values()], _TEXT),
-    )
+    arrays["chunk_ns"] = _stamps(columns["chunk_ns"])
+    arrays["tags"] = _tags(columns["tags"])
     return pa.RecordBatch.from_arrays([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
@@ -120,8 +114,23 @@ def _array(values: Sequence[object], kind: pa.DataType) -> pa.Array:
     return pa.array(values, kind)
 
 
-def _offsets(values: Iterable[Sized]) -> pa.Array:
+def _stamps(chunks: Sequence[Sequence[int]]) -> pa.Array:
+    stamps = array("q", chain.from_iterable(chunks))
+    return pa.ListArray.from_arrays(
+        _offsets(chunks), pa.Array.from_buffers(_I64, len(stamps), [None, pa.py_buffer(stamps)])
+    )
+
+
+def _tags(tags: Sequence[Mapping[str, str]]) -> pa.Array:
+    keys = list(chain.from_iterable(tags))
+    values = [value for each in tags for value in each.values()] if keys else []
+    return pa.MapArray.from_arrays(_offsets(tags), pa.array(keys, _TEXT), pa.array(values, _TEXT))
+
+
+def _offsets(values: Sequence[Sized]) -> pa.Array:
     """Where each of these begins among all their items, and where the last one ends."""
+    if not any(values):
+        return pa.repeat(pa.scalar(0, pa.int32()), len(values) + 1)
     offsets = array("i", accumulate(map(len, values), initial=0))
     return pa.Array.from_buffers(pa.int32(), len(offsets), [None, pa.py_buffer(offsets)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from harness.workload.prompts import workload
 from harness.workload.scenario import (
     Burst,
     Closed,
@@ -25,6 +27,8 @@ from harness.workload.scenario import (
     Sine,
     Step,
     Steps,
+    load,
+    shipped,
 )
 from harness.workload.schedule import arrivals, claims, lengths, planned, shard
 
@@ -109,6 +113,29 @@ def test_the_same_seed_gives_the_same_schedule(scenario):
 @given(PLANS)
 def test_planned_counts_the_schedule(scenario):
     assert planned(scenario) == len(list(arrivals(scenario)))
+
+
+READY = sorted(shipped("default").parent.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
+def test_a_ready_scenario_has_the_same_schedule_and_requests_for_any_number_of_workers(path, workers):
+    shares = [carried(load(path), worker, workers) for worker in range(workers)]
+    assert sorted(itertools.chain(*shares), key=lambda each: each[0]) == whole(path)
+
+
+@lru_cache
+def whole(path):
+    return carried(load(path), 0, 1)
+
+
+def carried(scenario, worker, workers):
+    """What one of the workers sends: when, and (of every 50th arrival) what."""
+    ask = workload(scenario)
+    closed = isinstance(scenario.arrivals, Closed)
+    own = claims(worker, workers, 1000) if closed else shard(arrivals(scenario), worker, workers)
+    return [(each.seq, each.due_ns, ask(each.seq) if each.seq % 50 == 0 else None) for each in own]
 
 
 @pytest.mark.parametrize("process", [Poisson(rate=9), Gamma(rate=9, cv=2), Ramp(start=1, end=9)], ids=repr)
@@ -231,6 +258,41 @@ def test_a_sine_s_arrivals_follow_its_rate(amplitude, period):
     assert stats.kstest(gaps, stats.expon().cdf).pvalue > 0.001
 
 
+STAIRCASE = Steps(
+    steps=(
+        Step(rate=10, for_s=Seconds(60)),
+        Step(rate=80, for_s=Seconds(40)),
+        Step(rate=0, for_s=Seconds(20)),
+        Step(rate=30, for_s=Seconds(80)),
+    )
+)
+TURN = 2 * math.pi / 25
+EXPECTED = [
+    (Poisson(rate=30), lambda t: 30 * t),
+    (Ramp(start=0, end=60), lambda t: 60 * t**2 / 400),
+    (Ramp(start=50, end=10), lambda t: 50 * t - 40 * t**2 / 400),
+    (STAIRCASE, lambda t: np.interp(t, [0, 60, 100, 120, 200], [0, 600, 3800, 3800, 6200])),
+    (
+        Sine(rate=30, amplitude=0.8, period_s=Seconds(25)),
+        lambda t: 30 * (t + 0.8 / TURN * (1 - np.cos(TURN * t))),
+    ),
+]
+"""A process, and how many arrivals it should have had by t seconds."""
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("process", "expected_by"), EXPECTED, ids=[repr(row[0]) for row in EXPECTED])
+def test_in_the_time_of_its_own_rate_each_poisson_process_is_one_of_rate_1(process, expected_by, seed):
+    whole = float(expected_by(np.float64(200)))
+    levels = expected_by(np.asarray(due_s(process, duration=200, seed=seed)))
+    assert abs(len(levels) - whole) < 4 * math.sqrt(whole)
+    assert stats.kstest(np.diff([0, *levels]), stats.expon().cdf).pvalue > 0.001
+    assert stats.kstest(levels, stats.uniform(0, whole).cdf).pvalue > 0.001
+    counts, _ = np.histogram(levels, bins=int(whole // 20), range=(0, whole // 20 * 20))
+    # The index of dispersion times n is chi-squared with n degrees of freedom: the mean is known.
+    assert 0.0005 < stats.chi2(len(counts)).cdf(sum((counts - 20) ** 2) / 20) < 0.9995
+
+
 def test_a_burst_comes_on_top_and_changes_nothing_else():
     plain = due_s(Poisson(rate=20), duration=60)
     both = due_s(Poisson(rate=20), duration=60, bursts=[burst(10, 100), burst(30, 4, over=2)])
@@ -297,7 +359,7 @@ def test_each_arrival_has_the_lengths_of_its_row_and_a_burst_has_none(tmp_path):
 
 
 def test_no_other_process_knows_lengths():
-    assert lengths(plan(Poisson(rate=1), duration=1))(0) is None
+    assert lengths(plan(Poisson(rate=1), duration=1)) is None
 
 
 # -- the closed model -----------------------------------------------------------------------------------
