@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from harness.calibrate import Trial
     from harness.report.facts import RunReport
     from harness.report.progress import Progress
-    from harness.workload.scenario import Scenario
 
 _PLAIN_EVERY_S = 5.0
 _THRESHOLD = "An objective: `ttft: p(99) < 500ms`. Repeatable; replaces the scenario's on the same measure."
@@ -124,7 +123,7 @@ def run(
     from dotenv import find_dotenv, load_dotenv
 
     from harness import calibrate as calibration
-    from harness import conduct
+    from harness import conduct, preflight
     from harness.client.target import api_key, key_variables
     from harness.workload import scenario as scenarios
 
@@ -141,7 +140,7 @@ def run(
     )
     if no_telemetry:
         scenario = msgspec.structs.replace(scenario, telemetry=False)
-    _check(scenario, scenario_file or f"scenario {scenario.name!r}")
+    preflight.check(scenario, scenario_file or f"scenario {scenario.name!r}")
     if scenario.target.startswith("https:") and not api_key(scenario.target, os.environ):
         names = " or ".join(key_variables(scenario.target))
         click.echo(f"harness: no API key: set {names} in the environment or in .env", err=True)
@@ -151,7 +150,7 @@ def run(
     if calibrate:
         click.echo("harness: measuring the harness's own error first; --no-calibrate skips it", err=True)
         with tempfile.TemporaryDirectory() as aside:
-            floor = calibration.calibrate(scenario, Path(aside))
+            floor = calibration.calibrate(scenario, Path(aside), workers=workers, remote=remote or 0)
     with _shown_progress() as show:
         folder = conduct.conduct(
             scenario,
@@ -173,11 +172,12 @@ def run(
 @click.option(
     "--threshold", "thresholds", multiple=True, metavar="TEXT", help="Judge by this instead. May be repeated."
 )
+@click.option("--window", metavar="FROM,TO", default="", help="Judge this part instead: `10s,40s`.")
 @click.option("--html", "form", flag_value="html", help="Print the page.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print Markdown, for a pull request.")
 @click.option("--junit", "form", flag_value="junit", help="Print JUnit XML.")
 @click.option("--json", "form", flag_value="json", help="Print summary.json.")
-def report(folder: Path, thresholds: tuple[str, ...], form: str | None) -> None:
+def report(folder: Path, thresholds: tuple[str, ...], window: str, form: str | None) -> None:
     """Judge a recorded run again, from its records; print one form of the report.
 
     Without a form, the reports in the run folder are written anew and the table is printed. A run that
@@ -185,7 +185,7 @@ def report(folder: Path, thresholds: tuple[str, ...], form: str | None) -> None:
     """
     from harness import conduct
 
-    judged = conduct.judged(folder, thresholds)
+    judged = conduct.judged(folder, thresholds, window=window)
     if form is None:
         conduct.write_reports(folder, judged)
         _finish(judged)
@@ -264,6 +264,7 @@ def profile(
 @click.argument("scenario_file", metavar="[SCENARIO]", required=False)
 @click.option("--rate", type=float, help="Arrivals per second.")
 @click.option("--users", type=click.IntRange(min=1), help="Virtual users.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--seconds", type=click.FloatRange(min=2), default=5.0, show_default=True, help="How long.")
 @click.option("--limits", is_flag=True, help="Search the highest rate and stream count too: some minutes.")
 @click.option(
@@ -273,6 +274,7 @@ def calibrate(
     scenario_file: str | None,
     rate: float | None,
     users: int | None,
+    workers: int,
     seconds: float,
     limits: bool,
     runs: Path,
@@ -289,7 +291,7 @@ def calibrate(
     loaded = scenarios.load(Path(scenario_file) if scenario_file else None)
     scenario = scenarios.override(loaded, rate=rate, users=users)
     with _shown_progress() as show:
-        floor = calibration.calibrate(scenario, runs, seconds=seconds, on_progress=show)
+        floor = calibration.calibrate(scenario, runs, workers=workers, seconds=seconds, on_progress=show)
     click.echo(tables(calibration.sheets(floor), **_paper()), nl=False)
     if limits:
         found = calibration.limits(scenario, on_trial=_shown_trial)
@@ -343,10 +345,11 @@ def scenario_check(scenario_file: str) -> None:
     """Read a scenario file and print it whole, defaults filled in; exit code 2 if it has a mistake."""
     import yaml
 
+    from harness import preflight
     from harness.workload import scenario as scenarios
 
     checked = scenarios.load(Path(scenario_file))
-    _check(checked, scenario_file)
+    preflight.check(checked, scenario_file)
     click.echo(yaml.safe_dump(scenarios.to_builtins(checked), sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -384,24 +387,6 @@ def _plain_progress(line: Callable[[Progress], str]) -> Callable[[Progress], Non
             click.echo(line(now), err=True)
 
     return show
-
-
-def _check(scenario: Scenario, source: str) -> None:
-    """Read what a scenario names, so that a mistake costs nothing: objectives, the mock's files."""
-    from harness import conduct
-    from harness.mock.latency import load_profile
-    from harness.mock.script import load_script
-
-    conduct.check_objectives(scenario, source)
-    if scenario.target == "mock":
-        try:
-            load_profile(scenario.mock.profile)
-        except ConfigError as error:
-            if error.source == "--profile":  # the name is the scenario's, not a flag's
-                raise ConfigError(source, "mock.profile", error.value, error.remedy) from None
-            raise
-        if scenario.mock.faults:
-            load_script(Path(scenario.mock.faults))
 
 
 def _address(flag: str, text: str) -> tuple[str, int]:

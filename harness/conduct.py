@@ -290,16 +290,17 @@ def close(folder: Path) -> Manifest:
     return manifest
 
 
-def judged(folder: Path, thresholds: tuple[str, ...] = ()) -> RunReport:
+def judged(folder: Path, thresholds: tuple[str, ...] = (), *, window: str = "") -> RunReport:
     """Compute everything that is said about a closed run.
 
     Args:
         folder: the run folder; closed first if it was not.
         thresholds: objectives to judge by instead of the scenario's.
+        window: the part to judge instead of the scenario's, as `10s,40s`; empty for that.
 
     Raises:
         RunLogError: the folder is not a run folder.
-        ConfigError: an objective cannot be read.
+        ConfigError: an objective or the window cannot be read.
     """
     manifest = close(folder)
     run = runlog.read_run(folder)
@@ -312,19 +313,21 @@ def judged(folder: Path, thresholds: tuple[str, ...] = ()) -> RunReport:
     measures = measure(records)
     ends_by_the_clock = manifest.stop_reason == "completed" and scenario.count is None
     duration_s = scenario.duration_s if ends_by_the_clock else None
+    by_hand = _window(window, scenario) if window else None
+    by_scenario = None if scenario.window == "auto" else scenario.window
     part = judged_part(
         measures,
         warm_up_s=float(scenario.warm_up_s),
         duration_s=None if duration_s is None else float(duration_s),
-        fixed=None if scenario.window == "auto" else scenario.window,
+        fixed=by_hand or by_scenario,
+        fixed_by="hand" if by_hand else "the scenario",
         mser5=scenario.steady_state == "mser5",
     )
-    window = part.window
-    planned = _planned_within(scenario, window)
+    planned = _planned_within(scenario, part.window)
     validity = validate(
         measures,
         objectives,
-        window,
+        part.window,
         run=run,
         manifest=manifest,
         samples=samples,
@@ -334,16 +337,30 @@ def judged(folder: Path, thresholds: tuple[str, ...] = ()) -> RunReport:
     )
     return RunReport(
         run=run,
-        summary=summarise(measures, objectives, window, planned=planned, window_rule=part.rule),
-        verdict=judge(measures, objectives, validity, window),
+        summary=summarise(measures, objectives, part.window, planned=planned, window_rule=part.rule),
+        verdict=judge(measures, objectives, validity, part.window),
         manifest=manifest,
         samples=samples,
         records=records,
         telemetry=telemetry,
         folder=_short(folder),
-        truth=_truth(folder, run, measures, window),
+        truth=_truth(folder, run, measures, part.window),
         floor=_floor(folder),
     )
+
+
+def _window(text: str, scenario: Scenario) -> Window:
+    """Read a window that is given by hand."""
+    try:
+        low_s, high_s = map(scenarios.seconds, text.strip("[] ").split(","))
+    except ValueError:
+        raise ConfigError("--window", "", text, "write from and to, as `10s,40s`") from None
+    if low_s >= high_s:
+        raise ConfigError("--window", "", text, "must end after it begins")
+    if low_s < scenario.warm_up_s:
+        remedy = f"must not begin in the warm-up, which takes {scenario.warm_up_s:g} s"
+        raise ConfigError("--window", "", text, remedy)
+    return float(low_s), float(high_s)
 
 
 def _floor(folder: Path) -> Floor | None:
@@ -382,23 +399,6 @@ def _short(folder: Path) -> str:
     """The folder as the reader would type it."""
     relative = os.path.relpath(folder)
     return relative if not relative.startswith("..") else str(folder)
-
-
-def check_objectives(scenario: Scenario, source: str) -> None:
-    """Read the objectives before any load is sent, so that a mistake costs nothing.
-
-    Args:
-        scenario: with the objectives.
-        source: where they stand, for the error.
-
-    Raises:
-        ConfigError: an objective cannot be read, or speaks of traffic that will not be sent.
-    """
-    kinds = {entry.kind for entry in scenario.traffic}
-    for each in slo_objectives.load(scenario.objectives, source=source, base=Path.cwd()):
-        if each.kind is not None and each.kind not in kinds:
-            remedy = f"no traffic of kind {each.kind} will be sent; add an entry, or leave the objective out"
-            raise ConfigError(source, "objectives", each.expression, remedy)
 
 
 _FORMS: dict[str, Callable[[RunReport], str]] = {

@@ -31,6 +31,12 @@ from harness.report.tables import Sheet
 from harness.workload.prompts import Request, workload
 from harness.workload.scenario import Closed, Scenario
 
+BUDGET_S = 7.5
+"""For all questions: with the program's own start, on a slow machine too, ten seconds."""
+_BY = {"name": 0.15, "connect": 0.3, "handshake": 0.4, "models": 0.55, "completion": 0.8, "streaming": 1.0}
+"""By which share of it each must be answered: what one leaves over, the next one has."""
+_CUT_SHORT = 0.75
+"""A stream is not read for longer than this share of what is left: what came so far tells enough."""
 CONNECTS = 10
 GUIDE_S = 0.200
 """Connecting and a bare round trip should not take longer than this."""
@@ -91,6 +97,7 @@ def examine(
     *,
     given: bool,
     context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+    budget_s: float = BUDGET_S,
 ) -> Iterator[Finding]:
     """Ask the target and this machine, and judge, one finding at a time.
 
@@ -101,30 +108,38 @@ def examine(
         given: the user chose the scenario: the target must have its models, and HTTP/2 for its batches.
             Else the trial requests go to the first model that is listed.
         context: makes the TLS contexts: what is trusted.
+        budget_s: how long all questions may take together.
 
     Raises:
         ConfigError: the scenario's data cannot be used.
     """
-    before = anchor()
+    before, began_s = anchor(), time.perf_counter()
+    until_s = {check: began_s + share * budget_s for check, share in _BY.items()}
     yield from _machine(scenario)
-    names = probe.resolve(target.host)
+    names = probe.within(until_s["name"], lambda: probe.resolve(target.host))
     yield judge_names(names, target.host)
     if isinstance(names, Fault):
         return
-    connects = probe.connect_times(target.host, target.port, CONNECTS)
+    by_s = until_s["connect"]
+    connects = probe.within(
+        by_s, lambda: probe.connect_times(target.host, target.port, CONNECTS, until_s=by_s)
+    )
     yield judge_connects(connects, f"{target.host}:{target.port}")
     if isinstance(connects, Fault):
         return
     batches = given and any(entry.kind == "batch" for entry in scenario.traffic)
-    if target.scheme == "https":
-        tls = probe.handshake(target.host, target.port, context())
+    sealed = context() if target.scheme == "https" else None
+    if sealed is not None:
+        offers = context()  # of its own: the handshake sets its ALPN
+        tls = probe.within(until_s["handshake"], lambda: probe.handshake(target.host, target.port, offers))
         yield judge_tls(tls, time.time())
         if isinstance(tls, Fault):
             return
         yield judge_http2(offered=tls.protocol == "h2", wanted=batches)
     else:
-        yield judge_http2(offered=probe.speaks_h2(target.host, target.port), wanted=batches)
-    yield from _api(target, scenario, environ, given=given, context=context())
+        h2 = probe.within(until_s["handshake"], lambda: probe.speaks_h2(target.host, target.port))
+        yield judge_http2(offered=h2 is True, wanted=batches)
+    yield from _api(target, scenario, environ, given=given, context=sealed, until_s=until_s)
     yield judge_steps(before, anchor())
 
 
@@ -145,16 +160,21 @@ def _api(
     environ: Mapping[str, str],
     *,
     given: bool,
-    context: ssl.SSLContext,
+    context: ssl.SSLContext | None,
+    until_s: Mapping[str, float],
 ) -> Iterator[Finding]:
-    with probe.client(target, context if target.scheme == "https" else None) as by:
-        listed = probe.ask(by, "/v1/models")
+    with probe.client(target, context) as by:
+        listed = probe.within(until_s["models"], lambda: probe.ask(by, "/v1/models"))
         if isinstance(listed, Reply) and listed.status == 404:
-            listed = probe.ask(by, "/models")
+            listed = probe.within(until_s["models"], lambda: probe.ask(by, "/models"))
         whole, pieces = trials(scenario, None if given else _first_model(listed))
-        answered = probe.ask(by, DIALECTS[whole.dialect].path, DIALECTS[whole.dialect].encode(whole))
-        dialect = DIALECTS[pieces.dialect]
-        streamed = probe.ask_stream(by, dialect.path, dialect.encode(pieces))
+        asks, streams = DIALECTS[whole.dialect], DIALECTS[pieces.dialect]
+        answered = probe.within(until_s["completion"], lambda: probe.ask(by, asks.path, asks.encode(whole)))
+        now_s = time.perf_counter()
+        short_s = now_s + (until_s["streaming"] - now_s) * _CUT_SHORT
+        streamed = probe.within(
+            until_s["streaming"], lambda: probe.ask_stream(by, streams.path, streams.encode(pieces), short_s)
+        )
     statuses = [each.status for each in (listed, answered, streamed) if not isinstance(each, Fault)]
     source = next((name for name in key_variables(target.url) if environ.get(name)), None)
     if statuses:
@@ -271,6 +291,8 @@ def judge_tls(tls: Tls | Fault, now_s: float) -> Finding:
     """The certificate is trusted, and will be."""
     if isinstance(tls, Fault):
         remedy = "fix the certificate, or point SSL_CERT_FILE at its authority"
+        if not tls.text.startswith(probe.NOT_TRUSTED):
+            remedy = "is TLS spoken on that port? A server without it has an http:// address"
         return Finding("tls", State.FAIL, tls.text, remedy)
     days = (tls.expires_s - now_s) / 86_400
     measured = f"{tls.version}, certificate valid for {days:,.0f} more days"
@@ -371,7 +393,7 @@ def judge_streaming(streamed: Streamed | Fault, events: Sequence[bytes]) -> Find
         remedy = "check the dialect: it should be server-sent events, one or more a token"
         return Finding(name, State.FAIL, f"{len(events)} events", remedy)
     reads, took_s = len(streamed.reads), streamed.reads[-1][0]
-    measured = f"{len(events)} events in {reads} reads, {quantity(took_s, 's')} in all"
+    measured = f"{len(events)} events in {reads} reads within {quantity(took_s, 's')}"
     if reads >= _SEVERAL_READS:
         return Finding(name, State.OK, measured)
     if took_s < _DECIDED_S:

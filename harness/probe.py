@@ -6,10 +6,14 @@ Blocking sockets and httpx, for what is asked a few times: nothing here measures
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import TypeVar
 
 import httpx
 import msgspec
@@ -17,8 +21,11 @@ import msgspec
 from harness.client.call import USER_AGENT
 from harness.client.target import Target
 
+T = TypeVar("T")
+
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0
+NOT_TRUSTED = "certificate not trusted"
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """RFC 9113, section 3.4: the client's preface, and an empty SETTINGS frame."""
 _SETTINGS = 4
@@ -72,6 +79,27 @@ class Streamed(msgspec.Struct, frozen=True):
     """Seconds since the request was sent, and what came: undecoded."""
 
 
+def within(until_s: float, question: Callable[[], T]) -> T | Fault:
+    """What a question is answered until then, by `time.perf_counter`; it is asked in any case.
+
+    Names are resolved, and a trickle of bytes is read, without any time-out: so the question has a thread
+    of its own, which is left behind when the time is over.
+    """
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(question())
+        except BaseException as error:  # noqa: BLE001 - raised again where the answer is awaited
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return answer.result(max(0.0, until_s - time.perf_counter()))
+    except TimeoutError:
+        return Fault("no answer in time")
+
+
 def resolve(host: str) -> Names | Fault:
     """Ask the system's resolver."""
     began_s = time.perf_counter()
@@ -83,15 +111,17 @@ def resolve(host: str) -> Names | Fault:
     return Names(tuple(dict.fromkeys(str(address[0]) for *_, address in found)), took_s)
 
 
-def connect_times(host: str, port: int, count: int) -> list[float] | Fault:
+def connect_times(host: str, port: int, count: int, until_s: float = math.inf) -> list[float] | Fault:
     """Open and close TCP connections one after the other.
 
     Returns:
-        How long each took, in seconds.
+        How long each took, in seconds; fewer than `count` where more might not end until `until_s`.
     """
-    times_s = []
+    times_s: list[float] = []
     for _ in range(count):
         began_s = time.perf_counter()
+        if times_s and began_s + max(times_s) > until_s:
+            break
         try:
             with socket.create_connection((host, port), CONNECT_TIMEOUT_S):
                 times_s.append(time.perf_counter() - began_s)
@@ -112,9 +142,29 @@ def handshake(host: str, port: int, context: ssl.SSLContext) -> Tls | Fault:
             expires_s = ssl.cert_time_to_seconds(str(certificate.get("notAfter")))
             return Tls(sealed.version() or "", sealed.selected_alpn_protocol(), expires_s)
     except ssl.SSLCertVerificationError as error:
-        return Fault(f"certificate not trusted: {error.verify_message}")
+        return Fault(f"{NOT_TRUSTED}: {error.verify_message}")
     except OSError as error:
         return Fault(_reason(error))
+
+
+def handshake_times(host: str, port: int, context: ssl.SSLContext, count: int) -> list[float] | Fault:
+    """Make and close TLS connections one after the other, none of which resumes another.
+
+    Returns:
+        How long each handshake took, in seconds, without the TCP connection below it.
+    """
+    times_s: list[float] = []
+    for _ in range(count):
+        try:
+            with socket.create_connection((host, port), CONNECT_TIMEOUT_S) as plain:
+                began_s = time.perf_counter()
+                with context.wrap_socket(plain, server_hostname=host):
+                    times_s.append(time.perf_counter() - began_s)
+        except ssl.SSLCertVerificationError as error:
+            return Fault(f"{NOT_TRUSTED}: {error.verify_message}")
+        except OSError as error:
+            return Fault(_reason(error))
+    return times_s
 
 
 def speaks_h2(host: str, port: int) -> bool:
@@ -135,7 +185,8 @@ def client(target: Target, context: ssl.SSLContext | None) -> Iterator[httpx.Cli
     if target.key:
         headers["authorization"] = f"Bearer {target.key}"
     timeout = httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-    verify = True if context is None else context
+    # Without TLS there is nothing to verify: an empty context, which trusts nobody, loads in no time.
+    verify = context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     with httpx.Client(
         base_url=target.url, headers=headers, timeout=timeout, verify=verify, trust_env=False
     ) as made:
@@ -154,12 +205,16 @@ def ask(by: httpx.Client, path: str, body: bytes | None = None) -> Reply | Fault
     return Reply(answer.status_code, dict(answer.headers), read, took_s, asked_s)
 
 
-def ask_stream(by: httpx.Client, path: str, body: bytes) -> Streamed | Fault:
-    """POST a JSON body and stamp each read of the answer."""
+def ask_stream(by: httpx.Client, path: str, body: bytes, until_s: float = math.inf) -> Streamed | Fault:
+    """POST a JSON body and stamp each read of the answer, up to its end or the first one after `until_s`."""
     began_s = time.perf_counter()
+    reads: list[tuple[float, bytes]] = []
     try:
         with _request(by, path, body) as answer:
-            reads = [(time.perf_counter() - began_s, piece) for piece in answer.iter_raw()]
+            for piece in answer.iter_raw():
+                reads.append((time.perf_counter() - began_s, piece))
+                if time.perf_counter() > until_s:
+                    break
     except httpx.HTTPError as error:
         return Fault(_reason(error))
     return Streamed(answer.status_code, dict(answer.headers), reads)

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from harness import conduct, doctor, probe, runlog
 from harness.analysis.stats import Figure, share
 from harness.client.dialects import DIALECTS
-from harness.client.target import api_key, parse
+from harness.client.target import Target, api_key, parse
 from harness.errors import EngineError
 from harness.mock.process import mock_process
 from harness.probe import Fault, Reply
@@ -356,14 +356,22 @@ def _network(scenario: Scenario, environ: Mapping[str, str]) -> tuple[list[Trip]
         if isinstance(connects, Fault):
             raise EngineError(f"no connection to {target.url}: {connects.text}")
         context = ssl.create_default_context() if target.scheme == "https" else None
+        handshakes = _handshakes(target, context, asks) if context is not None else []
         by = stack.enter_context(probe.client(target, context))
         replies = [probe.ask(by, "/v1/models") for _ in range(asks + 1)]
         _, pieces = doctor.trials(scenario)
         dialect = DIALECTS[pieces.dialect]
         streamed = probe.ask_stream(by, dialect.path, dialect.encode(pieces))
     times_s = [reply.took_s for reply in replies[1:] if isinstance(reply, Reply)]  # the first one connects
-    trips = [("connect", connects), ("round trip of GET /v1/models", times_s)]
+    trips = [("connect", connects), ("TLS handshake", handshakes), ("round trip of GET /v1/models", times_s)]
     return [_trip(name, each) for name, each in trips if each], doctor.payloads(streamed, pieces)
+
+
+def _handshakes(target: Target, context: ssl.SSLContext, asks: int) -> list[float]:
+    times_s = probe.handshake_times(target.host, target.port, context, asks)
+    if isinstance(times_s, Fault):
+        raise EngineError(f"no TLS with {target.url}: {times_s.text}")
+    return times_s
 
 
 def _trip(name: str, times_s: Sequence[float]) -> Trip:

@@ -33,9 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"workload", "client", "mock", "record", "runlog", "analysis", "report", "conduct", "doctor", "probe"},
     "calibrate": ANY | {"workload", "mock", "runlog", "analysis", "report", "conduct"},
     "conduct": ANY | {"workload", "record", "runlog", "analysis", "slo", "report"},
+    "preflight": ANY | {"workload", "slo", "mock"},
     "cli": ANY
     | {"workload", "client", "conduct", "follow", "report", "mock"}
-    | {"runlog", "doctor", "profiling", "calibrate"},
+    | {"runlog", "doctor", "preflight", "profiling", "calibrate"},
 }
 ROOM_OF = {
     "locust": {"users"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import ssl
@@ -21,6 +22,7 @@ from harness.cli import main
 from harness.client.target import parse
 from harness.clock import Anchor
 from harness.doctor import Finding, State
+from harness.mock.process import mock_process
 from harness.probe import Fault, Names, Reply, Streamed, Tls
 from harness.report.tables import tables
 from harness.testing import mock_server
@@ -60,6 +62,7 @@ DAY_S = 86_400
         (doctor.judge_tls(Tls("TLSv1.3", "h2", 90 * DAY_S), 0), State.OK, "90 more days"),
         (doctor.judge_tls(Tls("TLSv1.3", "h2", 3 * DAY_S), 0), State.WARN, "renew"),
         (doctor.judge_tls(Fault("certificate not trusted: expired"), 0), State.FAIL, "SSL_CERT_FILE"),
+        (doctor.judge_tls(Fault("connection reset by peer"), 0), State.FAIL, "is TLS spoken"),
         (doctor.judge_http2(offered=True, wanted=True), State.OK, "offered"),
         (doctor.judge_http2(offered=False, wanted=False), State.OK, "only batches"),
         (doctor.judge_http2(offered=False, wanted=True), State.FAIL, "ALPN"),
@@ -191,6 +194,8 @@ def serving(
             pass
 
     class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # ten connections at once; a full queue costs the next one a second
+
         def handle_error(self, *_: object) -> None:
             """Probes hang up in mid-handshake, on purpose."""
 
@@ -209,7 +214,15 @@ def serving(
             thread.join()
 
 
-def examined(url: str, *, given: bool = False, trusted: trustme.CA | None = None, key: str = ""):
+def examined(
+    url: str,
+    *,
+    scenario: Scenario = PLAIN,
+    given: bool = False,
+    trusted: trustme.CA | None = None,
+    key: str = "",
+    budget_s: float = doctor.BUDGET_S,
+):
     def context() -> ssl.SSLContext:
         made = ssl.create_default_context()
         if trusted is not None:
@@ -218,7 +231,7 @@ def examined(url: str, *, given: bool = False, trusted: trustme.CA | None = None
 
     environ = {"HARNESS_API_KEY": key} if key else {}
     target = parse(url, key=key)
-    found = list(doctor.examine(target, PLAIN, environ, given=given, context=context))
+    found = list(doctor.examine(target, scenario, environ, given=given, context=context, budget_s=budget_s))
     return {finding.name: finding for finding in found}
 
 
@@ -339,6 +352,156 @@ def test_h2_is_seen_in_alpn() -> None:
         found = probe.handshake("127.0.0.1", parse(url).port, context)
     assert isinstance(found, Tls)
     assert found.protocol == "h2"
+
+
+# -- the mock, ill on purpose ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "measured", "remedy"),
+    [
+        ("status;code=401", "key", "HTTP 401", "is not accepted"),
+        ("status;code=402", "key", "HTTP 402", "top it up"),
+        ("status;code=403", "key", "HTTP 403", "ask for access"),
+        ("status;code=404", "completion", "HTTP 404", "base URL"),
+        ("status;code=422", "completion", "HTTP 422", "check model, dialect and parameters"),
+        ("status;code=429", "completion", "HTTP 429", "wait, or ask for a higher one"),
+        ("status;code=503", "completion", "HTTP 503", "see the server's log"),
+        ("status;code=503", "streaming", "HTTP 503", "does the server stream at all"),
+        ("html", "completion", "but no completion", "check the scenario's dialect"),
+        ("html", "streaming", "0 events", "check the dialect"),
+        ("malformed;after=0", "completion", "but no completion", "check the scenario's dialect"),
+        ("reset", "completion", "read error", "see the server's log"),
+        ("cut;how=close", "streaming", "remote protocol error", "see the server's log"),
+        ("gzip", "streaming", "compressed (gzip)", "switch compression of streams off"),
+        ("merge;events=1000", "streaming", "in 1 reads", "proxy_buffering off"),
+    ],
+)
+def test_each_failure_that_the_mock_can_have_is_found_with_its_remedy(
+    fault: str, check: str, measured: str, remedy: str
+) -> None:
+    with mock_server("demo", faults=[{"fault": fault, "probability": 1}]) as mock:
+        found = examined(mock.url, key=KEY)
+    assert found[check].state is State.FAIL
+    assert measured in found[check].measured
+    assert remedy in found[check].remedy
+    assert all(each.remedy for each in found.values() if each.state is not State.OK)
+
+
+def test_a_server_that_wants_another_key_says_so() -> None:
+    with mock_server("demo", api_key="sk-right") as mock:
+        wrong, none = examined(mock.url, key=KEY)["key"], examined(mock.url)["key"]
+    assert (wrong.measured, none.measured) == ("key from HARNESS_API_KEY, HTTP 401", "no key sent, HTTP 401")
+    assert "not accepted" in wrong.remedy
+    assert "HARNESS_API_KEY" in none.remedy
+
+
+@pytest.mark.parametrize(
+    ("certificate", "trusts", "reason"),
+    [("expired", True, "certificate has expired"), ("self-signed", False, "self")],
+)
+def test_a_certificate_that_has_expired_or_is_nobody_s_is_named(
+    certificate: str, trusts: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mock_process("--certificate", certificate) as mock:
+        if trusts:
+            monkeypatch.setenv("SSL_CERT_FILE", str(mock.certificate))
+        found = examined(mock.url)
+    assert found["tls"].state is State.FAIL
+    assert f"{probe.NOT_TRUSTED}: {reason}" in found["tls"].measured
+    assert "SSL_CERT_FILE" in found["tls"].remedy
+    assert "completion" not in found
+
+
+def test_ssl_cert_file_makes_a_self_signed_certificate_a_trusted_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mock_process("--certificate", "self-signed", "--profile", "demo") as mock:
+        monkeypatch.setenv("SSL_CERT_FILE", str(mock.certificate))
+        found = examined(mock.url)
+    assert [name for name, each in found.items() if each.state is State.FAIL] == []
+    assert found["http/2"].measured == "offered"
+
+
+def test_tls_spoken_to_a_server_without_it_is_called_that(mock_url: str) -> None:
+    found = examined(mock_url.replace("http:", "https:"))
+    assert found["tls"].state is State.FAIL
+    assert "is TLS spoken on that port?" in found["tls"].remedy
+
+
+def test_batches_without_http2_are_a_failure() -> None:
+    batches = Scenario(traffic=(Traffic(kind="batch"),), duration_s=Seconds(1))
+    with serving(models_listed, buffering) as (url, _):
+        found = examined(url, scenario=batches, given=True)
+    assert found["http/2"].state is State.FAIL
+    assert "take the batches out" in found["http/2"].remedy
+
+
+def test_a_server_whose_clock_is_off_is_a_warning() -> None:
+    def late(to: BaseHTTPRequestHandler, _: bool) -> None:
+        to.date_time_string = lambda *_: "Thu, 01 Jan 1970 00:00:00 GMT"
+        send(to, 200, whole_answer())
+
+    with serving(models_listed, late) as (url, _):
+        found = examined(url)
+    assert found["clock"].state is State.WARN
+    assert "NTP" in found["clock"].remedy
+
+
+def test_more_users_than_files_is_a_failure() -> None:
+    many = Scenario(duration_s=Seconds(1), max_in_flight=1_000_000_000)
+    found = examined(f"http://127.0.0.1:{dead_port()}", scenario=many)
+    assert found["open files"].state is State.FAIL
+    assert "ulimit -n 1000000064" in found["open files"].remedy
+
+
+def test_a_name_that_does_not_resolve_ends_the_examination() -> None:
+    found = examined("http://nowhere.invalid", budget_s=2)
+    assert [name for name, each in found.items() if each.state is State.FAIL] == ["name"]
+    assert "check the spelling of nowhere.invalid" in found["name"].remedy
+
+
+# -- ten seconds -------------------------------------------------------------------------------------------
+
+
+def trickling(to: BaseHTTPRequestHandler, _: bool) -> None:
+    """A body that never ends, and is never silent for long."""
+    to.send_response(200)
+    to.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            to.wfile.write(b"data: {}\n\n")
+            time.sleep(0.02)
+
+
+def test_a_server_that_never_answers_is_given_up_within_the_budget() -> None:
+    with mock_server("demo", faults=[{"fault": "hang", "probability": 1}], drain_s=0) as mock:
+        started_s = time.perf_counter()
+        found = examined(mock.url, budget_s=2)
+        took_s = time.perf_counter() - started_s
+    assert found["completion"].measured == found["streaming"].measured == "no answer in time"
+    assert took_s < 5 < 2 * probe.TIMEOUT_S
+    assert doctor.BUDGET_S < 10
+
+
+def test_an_answer_that_never_ends_is_read_no_longer_than_the_budget() -> None:
+    with serving(models_listed, trickling) as (url, _):
+        started_s = time.perf_counter()
+        found = examined(url, budget_s=2)
+        took_s = time.perf_counter() - started_s
+    assert found["completion"].measured == "no answer in time"
+    assert found["streaming"].state is State.OK
+    assert took_s < 5
+
+
+def test_connections_are_counted_no_longer_than_there_is_time(mock_url: str) -> None:
+    target = parse(mock_url)
+    found = probe.connect_times(target.host, target.port, 10, until_s=0.0)
+    assert isinstance(found, list)
+    assert len(found) == 1
+
+
+def test_a_bug_of_ours_is_not_taken_for_a_silent_server() -> None:
+    with pytest.raises(ZeroDivisionError):
+        probe.within(time.perf_counter() + 5, lambda: 1 / 0)
 
 
 def dead_port() -> int:

@@ -17,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import profiling
+from harness.errors import EngineError
+from harness.mock.process import mock_process
 from harness.profiling import PHASES, RULES, Frame, Profile, Ticks, during, phase_of, pstats_of, steady
 from harness.record import Sample
 from harness.report.tables import tables
@@ -191,3 +193,35 @@ def test_a_profile_accounts_for_all_of_the_load_generators_cpu(tmp_path) -> None
     assert pstats.Stats(str(folder / "profile.prof")).total_tt == found.ticks
     assert json.loads((folder / "ticks.json").read_text())["ticks"]
     assert "100 %" in tables(profiling.sheets(found))
+
+
+def test_over_tls_connections_and_sealing_have_shares_of_their_own(tmp_path, monkeypatch) -> None:
+    resets = tmp_path / "faults.yaml"
+    resets.write_text("faults: [{fault: reset, probability: 0.5}]")  # every second answer costs a connection
+    options = ("--certificate", "self-signed", "--profile", "fast", "--faults", str(resets))
+    with mock_process(*options) as mock:
+        monkeypatch.setenv("SSL_CERT_FILE", str(mock.certificate))
+        scenario = Scenario(
+            target=mock.url,
+            traffic=(Traffic(kind="stream"), Traffic(kind="batch", weight=0.1, size=2)),
+            arrivals=Poisson(rate=250),
+            duration_s=Seconds(60),
+        )
+        found, _ = profiling.profile(scenario, tmp_path / "runs", {}, seconds=3)
+    shares = {part.name: part.share.value for part in found.phases}
+    assert shares["TLS"] > shares["connect"] > 0
+    assert sum(shares.values()) == pytest.approx(1)
+    assert 0.3 < found.failed / found.attempts < 0.7
+    assert [trip.name for trip in found.network] == [
+        "connect",
+        "TLS handshake",
+        "round trip of GET /v1/models",
+    ]
+
+
+def test_an_untrusted_certificate_ends_a_profile_before_it_begins(tmp_path) -> None:
+    with mock_process("--certificate", "self-signed") as mock:
+        scenario = Scenario(target=mock.url, duration_s=Seconds(1))
+        with pytest.raises(EngineError, match="certificate not trusted: self"):
+            profiling.profile(scenario, tmp_path, {})
+    assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from harness.analysis.measures import MEASURES, Mask, Measures
+from harness.analysis.names import ERRORS as ERRORS  # noqa: PLC0414 - part of this contract
 from harness.analysis.stats import Figure, allowed_share, quantile
-
-ERRORS = "errors"
-"""The measure of the criteria that ask for no more than a good outcome."""
 
 
 class Criterion(Protocol):

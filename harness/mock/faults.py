@@ -10,7 +10,7 @@ A fault is spelled `name;parameter=value;…`, in the header `x-mock-fault` as i
     refuse;open=keep                no connection is accepted for a time (only in files, with `at`);
                                     `open=reset` breaks the answers under way, too
     cut;after=3;how=reset           the connection breaks after 3 tokens: `reset` or `close`; `inside=true`
-                                    in the middle of the next chunk
+                                    in the middle of the next chunk; `stream` resets an HTTP/2 stream alone
     stall;after=3;seconds=5         silence after 3 tokens, then it goes on
     slow;factor=3                   everything takes three times as long
     wait                            (only in files, with `at`) the answer begins once that time is over
@@ -37,19 +37,20 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import Meta
 
 from harness.errors import ConfigError
-from harness.mock import flavours
+from harness.mock import blame, flavours
 from harness.mock.api import ERRORS, error_object
 from harness.mock.plan import AROUND, END_MARKER, Ending, Framing, Kind, Mangling, Plan, Step
 
 _NS = 1_000_000_000
 _CONTENT = re.compile(rb'("content":")(?:[^"\\]|\\.)+(")')
 """A chat's content, if there is any, up to the quote that ends it."""
+_REASON = "write a finish reason in lower-case letters and `_`"
 _Count = Annotated[int, Meta(ge=0)]
 _Duration = Annotated[float, Meta(ge=0, le=86_400)]
 
@@ -98,7 +99,7 @@ class Cut(_Fault, frozen=True, tag="cut"):
     """The connection breaks in the middle of the answer."""
 
     after: _Count = 1
-    how: Literal["reset", "close"] = "reset"
+    how: Literal["reset", "close", "stream"] = "reset"
     inside: bool = False
     """In the middle of the next chunk rather than before it."""
 
@@ -186,7 +187,9 @@ class Whitespace(_Fault, frozen=True, tag="whitespace"):
 class Finish(_Fault, frozen=True, tag="finish"):
     """Another finish reason than the true one."""
 
-    reason: Annotated[str, Meta(pattern="^[a-z_]+$")] = "insufficient_system_resource"
+    reason: Annotated[str, Meta(pattern="^[a-z_]+$", extra={"rule": _REASON})] = (
+        "insufficient_system_resource"
+    )
 
 
 Fault = (
@@ -223,29 +226,40 @@ class Moment(NamedTuple):
     """How long the rule's time goes on; 0 for a rule without one."""
 
 
-def parse(text: str, source: str) -> Fault:
+_KINDS: dict[str, type[Fault]] = {str(kind.__struct_config__.tag): kind for kind in get_args(Fault)}
+
+
+def parse(text: str, source: str, key: str = "") -> Fault:
     """Read one fault as it is spelled in headers and files.
 
     Args:
         text: `name;parameter=value;…`.
         source: where it stands, for the blame.
+        key: and at which key.
 
     Raises:
         ConfigError: an unknown name or parameter, or a value out of range.
     """
     name, *parameters = (part.strip() for part in text.split(";"))
-    plain: dict[str, str] = {"name": name}
+    if name not in _KINDS:
+        raise ConfigError(source, key, text, f"no such fault; {blame.nearest(name, list(_KINDS))}")
+    plain = {"name": name}
     for parameter in parameters:
-        key, equals, value = parameter.partition("=")
-        if not equals:
-            raise ConfigError(source, "", text, "write parameters as name=value, separated by `;`")
-        plain[key.strip()] = value.strip()
+        its_name, equals, value = (part.strip() for part in parameter.partition("="))
+        if not equals or its_name in plain:
+            raise ConfigError(
+                source, key, text, "write parameters as name=value, each once, separated by `;`"
+            )
+        plain[its_name] = value
     try:
-        fault: Fault = msgspec.convert(plain, Fault, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(source, "", text, str(error)) from error
+        fault = blame.convert(plain, _KINDS[name], source, strict=False)
+    except ConfigError as error:
+        # All of a spelling is text, so that "got text" would say nothing.
+        remedy = f"`{error.key}` is {error.value!r}: {error.remedy.removesuffix(', got text')}"
+        raise ConfigError(source, key, text, remedy) from error
     if isinstance(fault, Status) and fault.code not in ERRORS:
-        raise ConfigError(source, "code", fault.code, f"choose one of {', '.join(map(str, ERRORS))}")
+        known = ", ".join(map(str, ERRORS))
+        raise ConfigError(source, key, text, f"`code` is {fault.code}: choose one of {known}")
     return fault
 
 
@@ -318,8 +332,12 @@ def _status(fault: Status, moment: Moment) -> Plan:
     return _later(flavours.refusal(fault.flavour, fault.code, headers=headers), 0, fault.delay)
 
 
-def _cut(fault: Cut, plan: Plan) -> Plan:
-    ending = Ending.RESET if fault.how == "reset" else Ending.CLOSE
+def _cut(fault: Cut, plan: Plan) -> Plan | None:
+    ending = Ending.CLOSE if fault.how == "close" else Ending.RESET
+    if fault.how == "stream":
+        if fault.inside:
+            return None  # A stream's frames are whole, or the connection is broken.
+        plan = plan._replace(mangling=Mangling(stream_alone=True))
     if plan.framing is Framing.WHOLE:
         halves = _halved(plan)
         return halves._replace(steps=halves.steps[:1], ending=ending, completion_tokens=0, finish_reason=None)

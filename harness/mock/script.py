@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from harness.errors import ConfigError
+from harness.mock import blame
 from harness.mock.faults import Fault, Refuse, Wait, parse
 from harness.mock.latency import Seconds, convert, read_yaml
 from harness.mock.limits import Limits
@@ -97,7 +98,7 @@ def load_script(path: Path) -> Script:
         ConfigError: with file, key, value and remedy.
     """
     source = str(path)
-    file = convert(read_yaml(path), _File, source)
+    file = blame.convert(read_yaml(path), _File, source)
     return Script(
         tuple(_rule(text, f"faults[{i}]", source) for i, text in enumerate(file.faults)), file.limits
     )
@@ -109,7 +110,7 @@ def load_rules(path: Path) -> tuple[Rule, ...]:
 
 
 def _rule(text: _RuleText, key: str, source: str) -> Rule:
-    fault = parse(text.fault, f"{source}: {key}.fault")
+    fault = parse(text.fault, source, f"{key}.fault")
     at = None if text.at is None else _window(text.at, f"{key}.at", source)
     if not text.probability and not text.requests and at is None:
         raise ConfigError(
@@ -125,15 +126,15 @@ def _rule(text: _RuleText, key: str, source: str) -> Rule:
 
 def _window(text: str, key: str, source: str) -> Window:
     start, dots, end = (part.strip() for part in text.partition(".."))
-    blame = ConfigError(
+    mistake = ConfigError(
         source, key, text, "write a time with units, from the first request: `60s..80s`, `2m..`"
     )
     if not dots or not start:
-        raise blame
+        raise mistake
     try:
         window = Window(convert(start, Seconds, source), convert(end, Seconds, source) if end else math.inf)
     except ConfigError as error:
-        raise blame from error
+        raise mistake from error
     if window.start_s >= window.end_s:
         raise ConfigError(source, key, text, "must end later than it starts")
     return window

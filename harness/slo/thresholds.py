@@ -26,8 +26,7 @@ from difflib import get_close_matches
 
 import msgspec
 
-from harness.analysis.goodness import ERRORS
-from harness.analysis.measures import KINDS, MEASURES, STREAMING_KINDS
+from harness.analysis.names import ERRORS, KINDS, MEASURES, STREAMING_KINDS
 from harness.errors import ConfigError
 
 
@@ -43,7 +42,7 @@ class Objective(msgspec.Struct, frozen=True):
     expression: str
     """As the user wrote it: `response: p(99) < 500ms`."""
     measure: str
-    """Name in analysis/measures.py, or `errors`."""
+    """Name in analysis/names.py, or `errors`."""
     operator: str
     """On the request's own value; for `errors` it stands for the rate."""
     threshold: float | None

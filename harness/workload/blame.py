@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import re
@@ -121,7 +122,15 @@ def convert(
     try:
         return msgspec.convert(raw, type_, dec_hook=dec_hook)
     except msgspec.ValidationError as error:
-        raise _blame(str(error), raw, inspect.type_info(type_), source) from error
+
+        def complaint(changed: Mapping[str, Any]) -> str:
+            try:
+                msgspec.convert(changed, type_, dec_hook=dec_hook)
+            except msgspec.ValidationError as again:
+                return str(again)
+            return ""
+
+        raise _blame(str(error), raw, inspect.type_info(type_), source, complaint) from error
 
 
 def dotted(path: Sequence[Step]) -> str:
@@ -136,15 +145,18 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean `{close[0]}`? " if close else ""
 
 
-def _blame(message: str, raw: Any, root: inspect.Type, source: str) -> ConfigError:
+def _blame(
+    message: str, raw: Any, root: inspect.Type, source: str, complaint_of: Callable[[Any], str]
+) -> ConfigError:
     """The ConfigError for one msgspec complaint: `Expected ... - at `$.traffic[0].weight``."""
     complaint = _COMPLAINT.fullmatch(message)
     assert complaint is not None
     path: list[Step] = []
     for name, position in _STEP.findall(complaint["path"] or ""):
         if position == "...":  # msgspec does not say which entry of a mapping it means
-            break
-        path.append(name or int(position))
+            path.append(_culprit(raw, path, lambda changed: complaint_of(changed) == message))
+        else:
+            path.append(name or int(position))
     what, value = complaint["what"], _walk(raw, path)
     if field := _FIELD.fullmatch(what):
         key = dotted([*path, field["name"]])
@@ -159,8 +171,22 @@ def _blame(message: str, raw: Any, root: inspect.Type, source: str) -> ConfigErr
         options = _tags(root, raw, path[:-1], str(path[-1])) or _literals(_type_at(root, raw, path))
         remedy = f"{nearest(str(value), options)}it is one of {_listed(options)}"
         return ConfigError(source, dotted(path), value, remedy)
+    if "matching regex" in what:
+        return ConfigError(source, dotted(path), value, _rule(root, raw, path))
     what = _TYPES.sub(lambda types: " or ".join(_PLAIN[name] for name in types[1].split(" | ")), what)
     return ConfigError(source, dotted(path), value, what[:1].lower() + what[1:])
+
+
+def _culprit(raw: Any, path: Sequence[Step], fails: Callable[[Any], bool]) -> str:
+    """The key of the mapping at a path whose entry fails also when it is the only one there."""
+    for key, value in _walk(raw, path).items():
+        alone = copy.deepcopy(raw)
+        mapping = _walk(alone, path)
+        mapping.clear()
+        mapping[key] = value
+        if fails(alone):
+            return str(key)
+    raise AssertionError("msgspec complains of an entry that there is not")
 
 
 def _walk(raw: Any, path: Sequence[Step]) -> Any:
@@ -203,6 +229,16 @@ def _keys(root: inspect.Type, raw: Any, path: Sequence[Step]) -> list[str]:
     assert isinstance(struct, inspect.StructType)
     tag = [struct.tag_field] if struct.tag_field else []
     return tag + [field.encode_name for field in struct.fields]
+
+
+def _rule(root: inspect.Type, raw: Any, path: Sequence[Step]) -> str:
+    """What a pattern asks for, in words: its field's `Meta(extra={"rule": ...})`."""
+    struct = _type_at(root, raw, path[:-1])
+    assert isinstance(struct, inspect.StructType)
+    declared = next(field.type for field in struct.fields if field.encode_name == path[-1])
+    assert isinstance(declared, inspect.Metadata)
+    assert declared.extra is not None
+    return str(declared.extra["rule"])
 
 
 def _tags(root: inspect.Type, raw: Any, path: Sequence[Step], name: str) -> list[str]:

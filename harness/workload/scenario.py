@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from harness.errors import ConfigError
 from harness.workload import blame
 
+_NAME = "write letters, digits, `.`, `_` and `-`, beginning with a letter or a digit: `chat-load`"
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -327,6 +328,8 @@ class Budgets(_Section, frozen=True):
     """... but not below this."""
     hub_lag_p99_s: Seconds = _seconds(0.025, "hub_lag_p99")
     """P99 of how long an event at a random moment waits for the event loop."""
+    read_lag_s: Seconds = _seconds(0.1, "read_lag")
+    """Longest time that bytes may lie in the kernel unread; lowered by the tightest limit as `hub_lag` is."""
     gc_pause_s: Seconds = _seconds(0.05, "gc_pause")
     """Longest garbage collection."""
     files_share: Share = 0.9
@@ -358,7 +361,7 @@ class Mock(_Section, frozen=True):
 class Scenario(_Section, frozen=True):
     """One load test: what to send, when, to whom, and what must hold."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "default"
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", extra={"rule": _NAME})] = "default"
     """Part of the run folder's name: letters, digits, `.`, `_` and `-`."""
     description: str = ""
     """For people; shown in reports."""

@@ -202,7 +202,7 @@ def test_reset_and_hang_send_not_even_a_head(spelling: str):
         ("cut;how=gently", "gently"),
         ("cut;before=1", "before"),
         ("status;code=418", "400, 401"),
-        ("stall;seconds=soon", "float"),
+        ("stall;seconds=soon", "a number"),
     ],
 )
 def test_a_fault_that_is_misspelled_is_blamed_on_its_source(spelling: str, hint: str):

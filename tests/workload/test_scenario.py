@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import msgspec
 import pytest
 import yaml
+from factories import record, table
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
+from harness import preflight
 from harness.analysis import budgets as analysis
 from harness.errors import ConfigError
 from harness.workload import scenario as scenarios
 from harness.workload.prompts import workload
 from harness.workload.scenario import (
     Closed,
-    Constant,
     Fixed,
-    Gamma,
     Poisson,
-    Ramp,
     Replay,
     Scenario,
     Seconds,
@@ -66,10 +68,12 @@ def test_every_shipped_example_loads_and_asks_something(path):
     assert (planned(scenario) is None) == isinstance(scenario.arrivals, Closed)
 
 
-def test_the_examples_show_every_kind_and_most_processes():
+def test_the_examples_show_every_kind_every_process_bursts_and_sessions():
     shown = [load(path) for path in EXAMPLES]
     assert {entry.kind for each in shown for entry in each.traffic} == {"completion", "stream", "batch"}
-    assert {type(each.arrivals) for each in shown} >= {Closed, Constant, Gamma, Poisson, Ramp, Replay}
+    assert {type(each.arrivals) for each in shown} == set(get_args(scenarios.Arrivals))
+    assert any(each.bursts for each in shown)
+    assert any(entry.turns != 1 for each in shown for entry in each.traffic)
 
 
 def test_without_a_path_the_default_is_loaded():
@@ -137,11 +141,14 @@ ONE_KEY = [
     ("seed: '1'", "seed", "1", "expected a whole number, got text"),
     ("seed: -1", "seed", -1, "expected a whole number >= 0"),
     ("count: 0", "count", 0, ">= 1"),
-    ("name: a/b", "name", "a/b", "matching regex"),
+    ("name: a/b", "name", "a/b", "write letters, digits, `.`, `_` and `-`"),
+    ("name: ''", "name", "", "beginning with a letter or a digit"),
     ("telemetry: 1", "telemetry", 1, "expected true or false, got a whole number"),
     ("dialect: chaat", "dialect", "chaat", "did you mean `chat`"),
     ("models: [a]", "models", ["a"], "expected a mapping, got a list"),
-    ("models: {a: 0}", "models", {"a": 0}, "expected a number > 0"),
+    ("models: {a: 0}", "models.a", 0, "expected a number > 0"),
+    ("models: {a: 1, gpt-4.1: -1, c: -2}", "models.gpt-4.1", -1, "expected a number > 0"),
+    ("models: {a: 1, b: many}", "models.b", "many", "expected a number, got text"),
     ("models: {1: 1}", "models", 1, 'write "1" in quotes'),
     ("traffic: []", "traffic", [], "a list of length >= 1"),
     ("traffic: [{weight: 1}]", "traffic[0].kind", None, "is missing; it is one of `batch`, `completion`"),
@@ -180,7 +187,7 @@ ONE_KEY = [
         "hello",
         "expected a mapping, got text",
     ),
-    ("traffic: [{kind: stream, tags: {a: 1}}]", "traffic[0].tags", {"a": 1}, "expected text"),
+    ("traffic: [{kind: stream, tags: {a: 1}}]", "traffic[0].tags.a", 1, "expected text"),
     ("arrivals: {rate: 3}", "arrivals.process", None, "it is one of `closed`, `constant`, `poisson`"),
     ("arrivals: {process: poison, rate: 3}", "arrivals.process", "poison", "did you mean `poisson`"),
     ("arrivals: {process: poisson}", "arrivals.rate", None, "is missing"),
@@ -495,7 +502,7 @@ FLAGS = [
     ("stream-heavy", {"duration": "1s"}, "--duration"),
     ("closed", {"rate": 5}, "--rate"),
     ("ramp", {"rate": 5}, "--rate"),
-    ("replay", {"rate": 5}, "--rate"),
+    ("mooncake", {"rate": 5}, "--rate"),
 ]
 
 
@@ -549,15 +556,38 @@ def test_every_key_is_described_in_the_schema_and_in_the_documentation(name, key
 
 
 DOCUMENTATION = (REPOSITORY / "docs" / "scenarios.md").read_text(encoding="utf-8")
-SHOWN = [block.split("```", 1)[0] for block in DOCUMENTATION.split("```yaml\n")[1:]]
+SHOWN = DOCUMENTATION.split("```yaml\n")[1:]
+"""Each example, and what follows it up to the next one."""
 
 
-@pytest.mark.parametrize("example", SHOWN, ids=lambda text: text.split(":")[0])
-def test_every_example_of_the_documentation_is_a_valid_scenario(tmp_path, example):
-    (tmp_path / "trace.csv").write_text("arrived,prompt_tokens\n12,310\n")
-    ends = any(word in example for word in ("duration:", "process: steps", "process: replay"))
-    duration = "" if ends else "duration: 2m\n"
-    load(write(tmp_path, duration + example))
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda text: text.split("\n```")[0])
+def test_every_example_of_the_documentation_is_a_valid_scenario(tmp_path, shown):
+    example, *following = re.split(r"```(?:json|csv)?\n", shown)
+    ends = re.search("^(duration|count):|process: (steps|replay)", example, re.MULTILINE)
+    file = write(tmp_path, example if ends else "duration: 2m\n" + example)
+    if named := re.search(r"path: ([^,}]+)", example):
+        trace = tmp_path / named[1]
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        if trace.suffix == ".parquet":
+            parquet.write_table(table([record()]), trace)
+        else:
+            trace.write_text(following[1])
+    preflight.check(load(file), str(file))
+
+
+def test_the_documentation_has_an_example_of_every_process_and_every_trace_format():
+    examples = [example.split("```", 1)[0] for example in SHOWN]
+    processes = {kind.__struct_config__.tag for kind in get_args(scenarios.Arrivals)}
+    assert processes == {name for name in processes if any(f"process: {name}" in each for each in examples)}
+    for word in ("format: mooncake", "format: azure", "format: burstgpt", "format: run-log", "column: "):
+        assert any(word in each for each in examples), word
+    for word in ("scale: ", "bursts:", "turns: ", "think_time: "):
+        assert any(word in each for each in examples), word
+
+
+def test_the_documentation_lists_the_ready_scenarios():
+    listed = re.findall(r"^\| `([a-z-]+)` \| ", DOCUMENTATION.split("## Top level")[0], re.MULTILINE)
+    assert sorted(listed) == [path.stem for path in EXAMPLES]
 
 
 def test_the_budgets_and_their_defaults_are_those_of_the_analysis():

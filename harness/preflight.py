@@ -1,0 +1,43 @@
+"""What a scenario names, read before any load is sent, so that a mistake in it costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.errors import ConfigError
+from harness.mock.latency import load_profile
+from harness.mock.script import load_script
+from harness.slo import objectives
+from harness.workload.prompts import workload
+from harness.workload.scenario import Scenario
+
+
+def check(scenario: Scenario, source: str) -> None:
+    """Read the objectives, the traces, the data sets, and the bundled mock's files where it is the target.
+
+    Args:
+        scenario: as loaded: what lies between its own keys is not checked again.
+        source: where it stands, for the error.
+
+    Raises:
+        ConfigError: one of them cannot be read, or an objective speaks of traffic that will not be sent.
+    """
+    kinds = {entry.kind for entry in scenario.traffic}
+    for each in objectives.load(scenario.objectives, source=source, base=Path.cwd()):
+        if each.kind is not None and each.kind not in kinds:
+            remedy = f"no traffic of kind {each.kind} will be sent; add an entry, or leave the objective out"
+            raise ConfigError(source, "objectives", each.expression, remedy)
+    workload(scenario)
+    if scenario.target == "mock":
+        _check_mock(scenario, source)
+
+
+def _check_mock(scenario: Scenario, source: str) -> None:
+    try:
+        load_profile(scenario.mock.profile)
+    except ConfigError as error:
+        if error.source == "--profile":  # the name is the scenario's, not a flag's
+            raise ConfigError(source, "mock.profile", error.value, error.remedy) from None
+        raise
+    if scenario.mock.faults:
+        load_script(Path(scenario.mock.faults))

@@ -1,0 +1,73 @@
+"""Claims about what is read before any load is sent: a mistake in it costs nothing, not even time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from msgspec.structs import replace
+
+from harness import preflight
+from harness.cli import main
+from harness.errors import ConfigError
+from harness.workload.scenario import load, shipped
+
+FILES = {
+    "trace.jsonl": '{"timestamp": 1}\n{"timestamp": "soon"}\n',
+    "prompts.jsonl": '{"prompt": "hello"}\n{"promt": "hello"}\n',
+    "slow.yaml": "ttft: {distribution: gamma}",
+    "faults.yaml": "faults: [{fualt: cut, probability: 1}]",
+    "slo.yaml": "apiVersion: openslo/v2\nkind: SLO\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "blamed"),
+    [
+        ("arrivals: {process: replay, path: trace.jsonl}", "trace.jsonl:2: timestamp is 'soon'"),
+        (
+            "traffic: [{kind: stream, prompt: {source: jsonl, path: prompts.jsonl}}]",
+            "prompts.jsonl:2: prompt: give either `prompt` or `messages`",
+        ),
+        ("mock: {profile: quick}", "mock.profile is 'quick': choose one of"),
+        ("mock: {profile: slow.yaml}", "slow.yaml: ttft.distribution is 'gamma'"),
+        ("mock: {faults: faults.yaml}", "faults[0].fualt is 'cut': unknown; did you mean `fault`?"),
+        ("objectives: ['ttft: p(99) < soon']", "objectives[0] is 'ttft: p(99) < soon'"),
+        ("objectives: ['batch.response: p(99) < 1s']", "no traffic of kind batch will be sent"),
+        ("objectives: [slo.yaml]", "slo.yaml: apiVersion"),
+    ],
+)
+def test_scenario_check_finds_the_mistake_in_what_the_scenario_names(
+    tmp_path: Path, text: str, blamed: str
+) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    scenario = tmp_path / "load.yaml"
+    scenario.write_text(f"duration: 1s\n{text}\n")
+    answer = CliRunner().invoke(main, ["scenario", "check", str(scenario)])
+    assert answer.exit_code == 2
+    assert blamed in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_a_real_target_needs_no_mock_files(tmp_path: Path) -> None:
+    scenario = tmp_path / "load.yaml"
+    scenario.write_text("{duration: 1s, target: 'http://127.0.0.1:1', mock: {profile: quick}}")
+    preflight.check(load(scenario), "load.yaml")
+    mocked = replace(load(scenario), target="mock")
+    with pytest.raises(ConfigError, match=r"mock\.profile"):
+        preflight.check(mocked, "load.yaml")
+
+
+def test_checking_loads_no_engine_no_charts_and_no_statistics() -> None:
+    heavy = {"locust", "gevent", "altair", "numpy", "scipy", "pyarrow"}
+    code = (
+        "import sys; from harness.cli import main\n"
+        f"main(['scenario', 'check', {str(shipped('smoke'))!r}], standalone_mode=False)\n"
+        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy & set(answer.stderr.split())
