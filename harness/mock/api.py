@@ -18,8 +18,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from harness.mock import logprobs
-from harness.mock.generation import PLAIN, Said, Tool, Wish, escaped, say, unescaped
-from harness.mock.plan import AROUND, END_MARKER, Framing, Kind, Plan, Step
+from harness.mock.generation import PLAIN, Said, Tool, Wish, escaped, length, say, unescaped
+from harness.mock.plan import AROUND, END_MARKER, Events, Framing, Kind, Plan, Run, Step
 
 Headers = list[tuple[str, str]]
 
@@ -222,9 +222,10 @@ def _chat(body: bytes) -> Question:
     alternatives = None
     if chat.logprobs:
         alternatives = chat.top_logprobs or 0
-    elif chat.top_logprobs is not None:
-        raise Unfit("`logprobs` must be set to true when `top_logprobs` is set")
-    check("top_logprobs", chat.top_logprobs, 0, 20)
+    if chat.top_logprobs is not None:
+        if not chat.logprobs:
+            raise Unfit("`logprobs` must be set to true when `top_logprobs` is set")
+        check("top_logprobs", chat.top_logprobs, 0, 20)
     return _question(
         Endpoint.CHAT, chat, text, count_tokens(text), wish=wish, thinks=share > 0, alternatives=alternatives
     )
@@ -280,20 +281,21 @@ def _question(
     repeats: bytes = b"",
 ) -> Question:
     options = body.stream_options
+    # By place: by name takes twice as long, for each request.
     return Question(
-        endpoint=endpoint,
-        model=body.model,
-        text=text,
-        prompt_tokens=prompt_tokens,
-        max_tokens=body.max_tokens or body.max_completion_tokens,
-        stream=bool(body.stream) or endpoint is Endpoint.LINES,
-        include_usage=options is not None and options.include_usage,
-        user_id=body.user_id or "",
-        n=body.n or 1,
-        wish=wish,
-        thinks=thinks,
-        logprobs=alternatives,
-        repeats=repeats,
+        endpoint,
+        body.model,
+        text,
+        prompt_tokens,
+        body.max_tokens or body.max_completion_tokens,
+        bool(body.stream) or endpoint is Endpoint.LINES,
+        options is not None and options.include_usage,
+        body.user_id or "",
+        body.n or 1,
+        wish,
+        thinks,
+        alternatives,
+        repeats,
     )
 
 
@@ -501,8 +503,10 @@ def compose(question: Question, *, request_id: str, default_tokens: int) -> tupl
     start = zlib.crc32(request_id.encode())
     limit = question.max_tokens
     return tuple(
-        say(question.wish, start=start + 11 * choice, limit=limit, default=default_tokens)
-        for choice in range(question.n)
+        [
+            say(question.wish, start=start + 11 * choice, limit=limit, default=default_tokens)
+            for choice in range(question.n)
+        ]
     )
 
 
@@ -536,12 +540,11 @@ def answer(
         ("chatcmpl-" if chat else "cmpl-") + request_id, name, created, question.model, fingerprint
     )
     head = _encode(identity)[:-1] + b',"choices":['
-    counts = [choice.tokens for choice in said]
-    count = sum(counts)
+    count = sum([choice.tokens for choice in said])
     tail = b'],"usage":' + _encode(_usage(question, cached_tokens, count, said)) + b"}"
     if not question.stream:
-        choices = b",".join(_whole(question, i, choice) for i, choice in enumerate(said))
-        last_ns = token_offsets_ns[max(0, max(counts) - 1)]
+        choices = b",".join([_whole(question, i, choice) for i, choice in enumerate(said)])
+        last_ns = token_offsets_ns[length(said) - 1]
         step = Step(last_ns, head + choices + tail, Kind.BODY)
         return Plan(200, JSON, [step], completion_tokens=count, finish_reason=said[0].finish)
 
@@ -549,20 +552,21 @@ def answer(
     before, after = AROUND[framing]
     apart = question.include_usage and framing is Framing.SSE
     close = (b'],"usage":null}' if question.include_usage else b"]}") + after
-    steps = []
     frame = _Frame(before + head, close, token_offsets_ns)
-    for i, choice in enumerate(said):
-        steps += _chat_steps(question, i, choice, frame) if chat else _text_steps(question, i, choice, frame)
+    write = _chat_events if chat else _text_events
+    written = [write(question, i, choice, frame) for i, choice in enumerate(said)]
+    events = written[0]
     if len(said) > 1:
         # Choices are written side by side; what is due at once stays in the choices' order.
-        steps.sort(key=_due)
-    last = steps[-1]
+        events = Events(sorted((step for each in written for step in each), key=_due), [], (), [])
+        events = Events(events.before[:-1], [], (), events.before[-1:])
+    last = events.after[-1]
+    after_all = [*events.after[:-1], last._replace(payload=last.payload.removesuffix(close) + tail + after)]
     if apart:
-        steps.append(Step(last.at_ns, before + head + tail + after, Kind.FRAME))
-    else:
-        steps[-1] = last._replace(payload=last.payload.removesuffix(close) + tail + after)
+        after_all = [*events.after, Step(last.at_ns, before + head + tail + after, Kind.FRAME)]
     if framing is Framing.SSE:
-        steps.append(Step(last.at_ns, END_MARKER, Kind.FRAME))
+        after_all.append(Step(last.at_ns, END_MARKER, Kind.FRAME))
+    steps = Events(events.before, events.runs, events.due_ns, after_all)
     headers = LINES if framing is Framing.LINES else SSE
     return Plan(200, headers, steps, framing, completion_tokens=count, finish_reason=said[0].finish)
 
@@ -600,8 +604,10 @@ def _whole(question: Question, index: int, said: Said) -> bytes:
         content += b"}"
     else:
         content = b'"text":"' + question.repeats + text + b'"'
-    offset = len(unescaped(question.repeats)) if question.repeats else 0
-    scores = _scores(question, said.content, said.reasoning, offset)
+    scores = b"null"
+    if question.logprobs is not None:
+        offset = len(unescaped(question.repeats)) if question.repeats else 0
+        scores = _scores(question, said.content, said.reasoning, offset)
     ending = b',"finish_reason":"' + said.finish.encode() + b'"}'
     return b"".join((b'{"index":%d,' % index, content, b',"logprobs":', scores, ending))
 
@@ -629,52 +635,59 @@ def _scores(question: Question, content: Sequence[bytes], reasoning: Sequence[by
     return scores + b"}"
 
 
-def _chat_steps(question: Question, index: int, said: Said, frame: _Frame) -> list[Step]:
+def _chat_events(question: Question, index: int, said: Said, frame: _Frame) -> Events:
     """One choice of a chat stream, from its role to its finish reason."""
-    thinks, scored, due_ns = question.thinks, question.logprobs is not None, iter(frame.due_ns)
+    thinks, scored = question.thinks, question.logprobs is not None
     open_ = frame.open + b'{"index":%d,"delta":{' % index
     null = b'},"logprobs":null,"finish_reason":null}' + frame.close
     content_open = open_ + (b'"reasoning_content":null,"content":"' if thinks else b'"content":"')
     reasoning_open = open_ + b'"content":null,"reasoning_content":"'
     role = b'"role":"assistant",'
     role += b'"content":null,"reasoning_content":""' if thinks else b'"content":""'
-    steps = [Step(frame.due_ns[0], open_ + role + null, Kind.FRAME)]
     end = b'"' + null
-    for token in said.reasoning:
-        if scored:
-            end = _scored(b'"}', _scores(question, (), (token,), 0), frame)
-        steps.append(Step(next(due_ns), reasoning_open + token + end, Kind.TOKEN))
-    for token in said.content:
-        if scored:
-            end = _scored(b'"}', _scores(question, (token,), (), 0), frame)
-        steps.append(Step(next(due_ns), b"".join((content_open, token, end)), Kind.TOKEN))
+    runs = []
+    if scored:
+        for token in said.reasoning:
+            scores = _scored(b'"}', _scores(question, (), (token,), 0), frame)
+            runs.append(Run(reasoning_open, (token,), scores))
+        for token in said.content:
+            scores = _scored(b'"}', _scores(question, (token,), (), 0), frame)
+            runs.append(Run(content_open, (token,), scores))
+    else:
+        runs += [Run(reasoning_open, said.reasoning, end), Run(content_open, said.content, end)]
     for i, call in enumerate(said.calls):
         opened = b'"tool_calls":[' + _named(question, index, i, call.name, b"") + b"]"
-        steps.append(Step(next(due_ns), open_ + opened + null, Kind.TOKEN))
-        for fragment in call.arguments:
-            part = b'"tool_calls":[{"index":%d,"function":{"arguments":"%b"}}]' % (i, fragment)
-            steps.append(Step(next(due_ns), open_ + part + null, Kind.TOKEN))
+        runs.append(Run(open_, (opened,), null))
+        part = open_ + b'"tool_calls":[{"index":%d,"function":{"arguments":"' % i
+        runs.append(Run(part, call.arguments, b'"}}]' + null))
     ending = b'"},"logprobs":null,"finish_reason":"' + said.finish.encode() + b'"}'
-    return [*steps, Step(steps[-1].at_ns, content_open + ending + frame.close, Kind.FRAME)]
+    due_ns, count = frame.due_ns, said.tokens
+    return Events(
+        [Step(due_ns[0], open_ + role + null, Kind.FRAME)],
+        runs,
+        due_ns,
+        [Step(due_ns[max(0, count - 1)], content_open + ending + frame.close, Kind.FRAME)],
+    )
 
 
-def _text_steps(question: Question, index: int, said: Said, frame: _Frame) -> list[Step]:
+def _text_events(question: Question, index: int, said: Said, frame: _Frame) -> Events:
     """One choice of a completion stream, up to its finish reason."""
     open_ = frame.open + b'{"index":%d,"text":"' % index
     end = b'","logprobs":null,"finish_reason":null}' + frame.close
-    steps = []
+    due_ns, before, runs = frame.due_ns, [], [Run(open_, said.content, end)]
     characters = 0
     if question.repeats:
-        steps.append(Step(frame.due_ns[0], open_ + question.repeats + end, Kind.FRAME))
+        before.append(Step(due_ns[0], open_ + question.repeats + end, Kind.FRAME))
         characters = len(unescaped(question.repeats))
-    for at_ns, token in zip(frame.due_ns, said.content, strict=False):
-        if question.logprobs is not None:
-            end = _scored(b'"', _scores(question, (token,), (), characters), frame)
+    if question.logprobs is not None:
+        runs = []
+        for token in said.content:
+            scores = _scored(b'"', _scores(question, (token,), (), characters), frame)
+            runs.append(Run(open_, (token,), scores))
             characters += len(unescaped(token))
-        steps.append(Step(at_ns, b"".join((open_, token, end)), Kind.TOKEN))
     ending = b'","logprobs":null,"finish_reason":"' + said.finish.encode() + b'"}'
-    last_ns = steps[-1].at_ns if steps else frame.due_ns[0]
-    return [*steps, Step(last_ns, open_ + ending + frame.close, Kind.FRAME)]
+    last_ns = due_ns[max(0, len(said.content) - 1)]
+    return Events(before, runs, due_ns, [Step(last_ns, open_ + ending + frame.close, Kind.FRAME)])
 
 
 def _scored(end: bytes, scores: bytes, frame: _Frame) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import sys
 import time
 from typing import cast
 from urllib.parse import parse_qs
@@ -16,20 +17,19 @@ from granian._granian import RSGIWebsocketProtocol as WebsocketProtocol
 from granian.rsgi import Scope
 
 from harness.errors import ConfigError
-from harness.mock import api, dialects, faults, flavours, openapi, script
+from harness.mock import api, dialects, faults, flavours, mangle, metrics, openapi, script
 from harness.mock.cache import PrefixCache
 from harness.mock.drive import Drive, gated
-from harness.mock.endpoints import MAKERS, Endpoints, origin
+from harness.mock.endpoints import ELSEWHERE, MAKERS, Endpoints, origin
 from harness.mock.engine import Engine, Job
 from harness.mock.generation import length
 from harness.mock.latency import Profile, token_offsets_ns
 from harness.mock.limits import Buckets, Limits
-from harness.mock.media import Asked, Make
-from harness.mock.metrics import Now
+from harness.mock.media import Asked, Make, whole
 from harness.mock.pacer import Pacer, now_ns
 from harness.mock.plan import Kind, Plan, Step
-from harness.mock.playback import Playback
-from harness.mock.siblings import Siblings
+from harness.mock.playback import Playback, answered_at_once
+from harness.mock.siblings import KEEPER, Request, Siblings
 from harness.mock.truth import Entry, Log
 
 _PAGE = 10_000
@@ -74,6 +74,7 @@ class Mock:
         self.in_flight: set[Playback] = set()
         self._options = options
         self._cache = _cache(options.profile)
+        self._reads_key = options.api_key is not None or options.limits is not None
         self._fingerprint = f"fp_mock_{options.profile.name}"
         # Of several processes each counts in its own lane.
         self._number = options.worker + 1 - options.workers
@@ -81,6 +82,7 @@ class Mock:
         self.siblings: Siblings | None = None
         """The other processes of the same mock, if there are any."""
         self._buckets = None if options.limits is None else Buckets(options.limits)
+        self._told_unfit: set[str] = set()
         self._generating = {endpoint.value: endpoint for endpoint in api.Endpoint}
         self._generating["/beta/chat/completions"] = api.Endpoint.CHAT
         self._reading = {"/models": self._models, "/health": self._health, "/__truth": self._truth}
@@ -90,7 +92,7 @@ class Mock:
         self.endpoints = Endpoints(
             self.__rsgi__,
             api_key=options.api_key,
-            alone=options.workers == 1,
+            keeper=options.worker == KEEPER,
             log=self.log,
             batch_window_s=options.batch_window_s,
             batch_stage_s=options.batch_stage_s,
@@ -115,26 +117,30 @@ class Mock:
         except ProtocolClosed:
             return  # The client went away in the middle of its request.
         arrived_ns = now_ns()
-        path = scope.path.removeprefix("/v1")
+        full_path = scope.path
+        path = full_path.removeprefix("/v1")
         endpoint = self._generating.get(path)
         make = MAKERS.get(path)
         if (endpoint is None and make is None) or scope.method != "POST":
-            asks_all = self.siblings is not None and path == "/__truth"
-            _respond(proto, await self._all_truth(scope) if asks_all else self._control(scope, path, body))
+            alone = self.siblings is None
+            _respond(
+                proto, self._control(scope, path, body) if alone else await self._shared(scope, path, body)
+            )
             return
         task = self.endpoints.task(scope, body, endpoint)
         if task is not None:
-            _respond(proto, task)
+            _respond(proto, await self._kept(task, scope, body))
             return
         headers = scope.headers
         request_id = headers.get("x-request-id") or os.urandom(16).hex()
         self._number += self._options.workers
-        entry = Entry(request_id, self._number, scope.path, scope.http_version, arrived_ns)
+        entry = Entry(request_id, self._number, full_path, scope.http_version, arrived_ns)
         entry.head_ns = head_ns
         entry.traceparent = headers.get("traceparent") or ""
         self.clock.start(arrived_ns)
-        key = headers.get("authorization")
-        if key is None and (named := headers.get("x-api-key")) is not None:
+        # Each look into the library's objects costs a request its part of a microsecond.
+        key = headers.get("authorization") if self._reads_key else None
+        if self._reads_key and key is None and (named := headers.get("x-api-key")) is not None:
             key = f"Bearer {named}"  # Anthropic's way to say it.
         fault = headers.get("x-mock-fault")
         if endpoint is not None:
@@ -258,16 +264,24 @@ class Mock:
             return plan
         faulty = self._broken(rule.fault, plan, entry, left_s=rule.left_s(elapsed_s))
         if faulty is None:
+            self._unfit(rule.spelling, entry)
             return plan
         entry.fault = rule.spelling
         return faulty
+
+    def _unfit(self, spelling: str, entry: Entry) -> None:
+        """Say once that a rule chose a request that cannot have its fault: its client did not ask for it."""
+        if spelling in self._told_unfit:
+            return
+        self._told_unfit.add(spelling)
+        where = f"{entry.path} over HTTP/{entry.protocol}"
+        sys.stderr.write(f"harness mock: {spelling} is not for answers like that of {where}: not applied\n")
 
     def _broken(self, fault: faults.Fault, plan: Plan, entry: Entry, *, left_s: float = 0.0) -> Plan | None:
         faulty = faults.apply(fault, plan, faults.Moment(time.time(), left_s))
         if faulty is None or faulty.mangling is None:
             return faulty
-        # Only here are the bytes on the socket the ones that HTTP means.
-        return faulty if entry.protocol == "1.1" and not self._options.tls else None
+        return mangle.fitted(faulty, faulty.mangling, protocol=entry.protocol, tls=self._options.tls)
 
     def _limited(self, entry: Entry, key: str | None, tokens: int) -> tuple[Plan | None, api.Headers]:
         """The refusal of a request beyond its key's limits, and else the headers that tell the limits."""
@@ -280,6 +294,8 @@ class Mock:
         return flavours.refusal(self._options.limits.flavour, 429, headers=[wait, *grant.headers]), []
 
     async def _play(self, plan: Plan, entry: Entry, proto: HTTPProtocol, client: str) -> None:
+        if entry.queued_ns is None and answered_at_once(plan, entry, proto, self.log):
+            return
         playback = Playback(
             plan,
             entry,
@@ -296,7 +312,7 @@ class Mock:
             gone.add_done_callback(lambda _: playback.stop("client_gone"))
             await playback.done
             self.in_flight.discard(playback)
-        if plan.status is None or plan.mangling is not None:
+        if plan.status is None or (plan.mangling is not None and not plan.mangling.below):
             # Nobody is there to read it: the library merely wants to be answered.
             proto.response_empty(500, [])
 
@@ -313,12 +329,20 @@ class Mock:
             return api.refusal(405, headers=[("allow", "GET")])
         return surface(scope)
 
-    def _metrics(self, _scope: Scope) -> Plan:
-        now = Now(running=len(self.in_flight))
+    def counts(self) -> metrics.Counts:
+        """What this process has counted for `/metrics`."""
+        now = metrics.Now(running=len(self.in_flight))
         if self._drive is not None:
             engine = self._drive.engine
-            now = Now(engine.running, engine.waiting, engine.kv_usage)
-        return self.endpoints.metrics(now, self._options.models)
+            now = metrics.Now(engine.running, engine.waiting, engine.kv_usage)
+        return self.endpoints.counts(now)
+
+    def _metrics(self, _scope: Scope) -> Plan:
+        return self._exposition([self.counts()])
+
+    def _exposition(self, counts: list[metrics.Counts]) -> Plan:
+        text = metrics.text(counts, self._options.models)
+        return whole(text.encode(), at_ns=0, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     def _openapi(self, _scope: Scope) -> Plan:
         return api.json_plan(openapi.document())
@@ -351,14 +375,51 @@ class Mock:
         lines, after = self.log.page(int(since), _PAGE)
         return _truth_page(lines, str(after), self.log.forgotten)
 
-    async def _all_truth(self, scope: Scope) -> Plan:
+    async def _shared(self, scope: Scope, path: str, body: bytes) -> Plan:
+        """As `_control`, of all processes."""
         assert self.siblings is not None
+        try:
+            if scope.method == "GET" and path == "/__truth":
+                return await self._all_truth(self.siblings, scope)
+            if scope.method == "GET" and path == "/metrics":
+                return self._exposition(await self.siblings.counts())
+        except (OSError, EOFError) as error:
+            return _unasked(error)
+        return await self._kept(self._control(scope, path, body), scope, body)
+
+    async def _kept(self, plan: Plan, scope: Scope, body: bytes) -> Plan:
+        """The plan, or what the process that keeps files, batches and tasks answers in its place."""
+        if plan is not ELSEWHERE:
+            return plan
+        assert self.siblings is not None
+        request = Request(
+            path=scope.path,
+            method=scope.method,
+            headers=dict(scope.headers.items()),
+            http_version=scope.http_version,
+            scheme=scope.scheme,
+            query_string=scope.query_string,
+            authority=scope.authority,
+            size=len(body),
+        )
+        try:
+            told = await self.siblings.pass_on(request, body)
+        except (OSError, EOFError) as error:
+            return _unasked(error)
+        return Plan(told.status, list(told.headers.items()), [Step(0, told.body, Kind.BODY)])
+
+    async def _all_truth(self, siblings: Siblings, scope: Scope) -> Plan:
         since = parse_qs(scope.query_string).get("since", ["0"])[0]
-        positions = self.siblings.positions(since)
+        positions = siblings.positions(since)
         if positions is None:
             return api.refusal(400, f"`since` is {since!r}: write 0, or what `x-truth-next` said")
-        page = await self.siblings.page(positions, _PAGE)
+        page = await siblings.page(positions, _PAGE)
         return _truth_page(page.lines, ".".join(map(str, page.next)), page.forgotten)
+
+
+def _unasked(error: Exception) -> Plan:
+    # Only while the mock is going down: without one of its processes it does.
+    return api.refusal(503, f"another process of this mock does not answer: {error}")
 
 
 def _truth_page(lines: bytes, after: str, forgotten: int) -> Plan:

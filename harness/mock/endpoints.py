@@ -17,7 +17,7 @@ from harness.mock.api import Endpoint, Refusal, json_plan, refusal
 from harness.mock.batches import Batches, Created
 from harness.mock.files import Files, page
 from harness.mock.media import Asked, Make, read, whole
-from harness.mock.metrics import Metrics, Now
+from harness.mock.metrics import Counts, Metrics, Now
 from harness.mock.plan import Plan
 from harness.mock.tasks import Tasks, in_background
 from harness.mock.truth import Log
@@ -29,6 +29,9 @@ MAKERS: Mapping[str, Make] = {
     "/audio/transcriptions": audio.transcription,
 }
 """The generating endpoints beside chat and its kin."""
+
+ELSEWHERE = Plan(None, [], [])
+"""Stands for the answer of the process that keeps what was asked for."""
 
 _BALANCE = {
     "is_available": True,
@@ -56,7 +59,7 @@ class Endpoints:
     Args:
         application: the mock's own front door.
         api_key: the only key accepted; None accepts any.
-        alone: no other process serves the same port.
+        keeper: whether files, batches and tasks are kept here, and not in another process.
         log: what metrics are counted from.
         batch_window_s: how long a batch may take.
         batch_stage_s: how long a batch validates, finalizes, cancels.
@@ -68,7 +71,7 @@ class Endpoints:
         application: inward.Application,
         *,
         api_key: str | None,
-        alone: bool,
+        keeper: bool,
         log: Log,
         batch_window_s: float,
         batch_stage_s: float,
@@ -76,7 +79,7 @@ class Endpoints:
     ) -> None:
         self._application = application
         self._api_key = api_key
-        self._alone = alone
+        self._keeper = keeper
         self._log = log
         self._metrics: Metrics | None = None
         self._files = Files()
@@ -97,7 +100,7 @@ class Endpoints:
     # -- control ------------------------------------------------------------------------------------------
 
     def answer(self, scope: Scope, path: str, body: bytes) -> Plan | None:
-        """Answer at once; None for a path that is not one of these.
+        """Answer at once; `ELSEWHERE` for what another process keeps, None for a path not among these.
 
         Args:
             scope: the request.
@@ -112,8 +115,8 @@ class Endpoints:
         method = methods.get(scope.method)
         if method is None:
             return refusal(405, headers=[("allow", ", ".join(methods))])
-        if not self._alone and path.split("/")[1] in {"files", "batches", "tasks"}:
-            return _of_one_process(path)
+        if not self._keeper and path.split("/")[1] in {"files", "batches", "tasks"}:
+            return ELSEWHERE
         found = method()
         if isinstance(found, Refusal):
             return refusal(found.status, found.message)
@@ -187,23 +190,19 @@ class Endpoints:
 
     # -- open to all --------------------------------------------------------------------------------------
 
-    def metrics(self, now: Now, models: tuple[str, ...]) -> Plan:
-        """Prometheus text."""
-        if not self._alone:
-            return _of_one_process("/metrics")
-        text = self._counted().text(now, models)
-        return whole(text.encode(), at_ns=0, content_type="text/plain; version=0.0.4; charset=utf-8")
-
-    def _counted(self) -> Metrics:
+    def counts(self, now: Now) -> Counts:
+        """What `/metrics` is made of."""
         if self._metrics is None:
             self._metrics = Metrics()
             self._log.follow(self._metrics.observe)
-        return self._metrics
+        return self._metrics.counts(now)
 
     # -- requests that the mock puts to itself ------------------------------------------------------------
 
     def task(self, scope: Scope, body: bytes, endpoint: Endpoint | None) -> Plan | None:
         """The answer to a request that is to become a task, 202 if it is a fit one; None for any other.
+
+        It is `ELSEWHERE` where another process keeps the tasks.
 
         Args:
             scope: the request.
@@ -216,8 +215,8 @@ class Endpoints:
             return None
         if not self._may(scope):
             return refusal(401)
-        if not self._alone:
-            return _of_one_process("/tasks")
+        if not self._keeper:
+            return ELSEWHERE
         unfit = wanted if isinstance(wanted, Refusal) else _unfit(scope, body, endpoint)
         if unfit is not None:
             return refusal(unfit.status, unfit.message)
@@ -278,11 +277,6 @@ def _unfit(scope: Scope, body: bytes, endpoint: Endpoint | None) -> Refusal | No
 def origin(scope: Scope) -> str:
     """Scheme and authority by which a client reached the mock."""
     return f"{scope.scheme}://{scope.authority or scope.headers.get('host') or scope.server}"
-
-
-def _of_one_process(path: str) -> Plan:
-    # Another request would come to another process, which knows nothing of it.
-    return refusal(503, f"{path} is kept by one process: start the mock with --workers 1")
 
 
 def _none(kind: str, name: str) -> Refusal:

@@ -1,4 +1,4 @@
-"""Answers as raw bytes of HTTP/1.1, for what no HTTP library would write."""
+"""Answers that no HTTP library would write: as raw bytes of HTTP/1.1, and fitted to the other wires."""
 
 from __future__ import annotations
 
@@ -6,13 +6,46 @@ from http import HTTPStatus
 
 from harness.mock.plan import Ending, Framing, Kind, Mangling, Plan, Step
 
-_NS = 1_000_000_000
+
+def fitted(plan: Plan, mangling: Mangling, *, protocol: str, tls: bool) -> Plan | None:
+    """The plan for the wire that its request came by; None where that wire cannot carry the fault.
+
+    Args:
+        plan: an answer to be mangled.
+        mangling: its own.
+        protocol: `1.1`, `2`, or what the mock calls its requests to itself, which have no wire.
+        tls: whether the connection is encrypted.
+    """
+    if protocol not in {"1.1", "2"} or (mangling.stream_alone and protocol == "1.1"):
+        return None
+    if protocol == "1.1" and not tls and not mangling.pause_s:
+        return plan
+    if mangling.length_off_by is not None:
+        return _announced(plan, mangling.length_off_by)
+    return plan._replace(mangling=mangling._replace(below=True))
+
+
+def _announced(plan: Plan, off_by: int) -> Plan | None:
+    """The plan with a length that the library does not check: it writes the header of who streams."""
+    length = sum(len(step.payload) for step in plan.steps) + off_by
+    if length < 0:
+        return None
+    headers = [(name, value) for name, value in plan.headers if name != "content-length"]
+    *before, last = plan.steps
+    half = len(last.payload) // 2
+    # In two steps at least, for of a body in one the library knows the length.
+    halves = [
+        last._replace(payload=last.payload[:half], kind=Kind.FRAME),
+        last._replace(payload=last.payload[half:]),
+    ]
+    headers.append(("content-length", str(length)))
+    return plan._replace(headers=headers, steps=[*before, *halves], mangling=None)
 
 
 def render(plan: Plan, mangling: Mangling) -> Plan:
     """The plan with steps that are all that goes over the wire: head, chunk framing, wrong length and all.
 
-    The first step is the head, or its first byte. A rendered answer is the last of its connection.
+    The first step is the head. A rendered answer is the last of its connection.
     """
     assert plan.status is not None
     body = b"".join(step.payload for step in plan.steps)
@@ -33,13 +66,12 @@ def render(plan: Plan, mangling: Mangling) -> Plan:
         steps = [*steps[:-1], steps[-1]._replace(payload=kept, kind=Kind.FRAME)]
     elif chunked and plan.ending is Ending.COMPLETE:
         steps = [*steps, Step(steps[-1].at_ns, b"0\r\n\r\n", Kind.FRAME)]
-    if not mangling.pause_s:
-        return plan._replace(steps=[Step(0, head, Kind.HEAD), *steps])
-    pause_ns = round(mangling.pause_s * _NS)
-    bytewise = [Step(i * pause_ns, head[i : i + 1], Kind.FRAME) for i in range(len(head))]
-    bytewise[-1] = bytewise[-1]._replace(kind=Kind.HEAD)
-    late = [step._replace(at_ns=max(step.at_ns, len(head) * pause_ns)) for step in steps]
-    return plan._replace(steps=[*bytewise, *late])
+    return plan._replace(steps=[Step(0, head, Kind.HEAD), *steps])
+
+
+def head_size(plan: Plan) -> int:
+    """How many bytes the head would have on HTTP/1.1, whatever the wire and the library's own fields."""
+    return len(_head(plan, None))
 
 
 def _head(plan: Plan, length: int | None) -> bytes:

@@ -186,7 +186,8 @@ def _check_turns(messages: Sequence[_Message], *, thinks: bool) -> None:
                 + ", ".join(sorted(map(str, given - waiting)))
             )
         waiting = _ids(message, "tool_use")
-        if waiting and thinks and not any(block.type == "thinking" for block in message.content):  # type: ignore[union-attr]
+        blocks = [] if isinstance(message.content, str) else message.content
+        if waiting and thinks and not any(block.type == "thinking" for block in blocks):
             raise Unfit("The `content[].thinking` in the thinking mode must be passed back to the API.")
     if waiting:
         raise Unfit(

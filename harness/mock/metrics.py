@@ -11,7 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+
+import msgspec
 
 from harness.mock.truth import Entry
 
@@ -64,7 +65,7 @@ _GAUGES: Mapping[str, str] = {
 _SUCCESS = "vllm:request_success_total"
 
 
-class Now(NamedTuple):
+class Now(msgspec.Struct, frozen=True):
     """What holds at this moment."""
 
     running: int
@@ -73,26 +74,49 @@ class Now(NamedTuple):
     """The share of the KV cache in use, 0 to 1."""
 
 
-class _Histogram:
+class _Histogram(msgspec.Struct):
     """Counts of values by upper bounds, which belong to their buckets."""
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
+    bounds: Sequence[float]
+    counts: list[int]
+    total: float = 0.0
 
     def add(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def take_in(self, other: _Histogram) -> None:
+        self.counts = [one + more for one, more in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
 
-class _Model:
+
+class _Model(msgspec.Struct):
     """The figures of one model."""
 
-    def __init__(self) -> None:
-        self.histograms = {name: _Histogram(bounds) for name, (_, bounds) in _HISTOGRAMS.items()}
-        self.counters = dict.fromkeys(_COUNTERS, 0)
-        self.finished: dict[str, int] = {}
+    histograms: dict[str, _Histogram]
+    counters: dict[str, int]
+    finished: dict[str, int] = {}
+
+    def take_in(self, other: _Model) -> None:
+        for name, histogram in self.histograms.items():
+            histogram.take_in(other.histograms[name])
+        for mine, more in ((self.counters, other.counters), (self.finished, other.finished)):
+            for name, count in more.items():
+                mine[name] = mine.get(name, 0) + count
+
+
+def _nothing() -> _Model:
+    histograms = {
+        name: _Histogram(bounds, [0] * (len(bounds) + 1)) for name, (_, bounds) in _HISTOGRAMS.items()
+    }
+    return _Model(histograms, dict.fromkeys(_COUNTERS, 0))
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """What one process has counted, and what holds there now."""
+
+    models: dict[str, _Model]
+    now: Now
 
 
 class Metrics:
@@ -108,40 +132,53 @@ class Metrics:
         name = entry.model
         if name not in self._models and len(self._models) >= _MOST_MODELS:
             name = "other"
-        model = self._models.setdefault(name, _Model())
-        _count(model, entry)
+        _count(self._models.setdefault(name, _nothing()), entry)
 
-    def text(self, now: Now, models: Sequence[str]) -> str:
-        """The exposition.
+    def counts(self, now: Now) -> Counts:
+        """All of it, with the gauges."""
+        return Counts(self._models, now)
 
-        Args:
-            now: the gauges.
-            models: names that are there from the start, as dashboards expect.
-        """
-        for name in models:
-            self._models.setdefault(name, _Model())
-        served = ",".join(models)
-        lines: list[str] = []
-        gauges = (now.running, now.waiting, now.kv_usage, now.kv_usage)
-        for (name, text), value in zip(_GAUGES.items(), gauges, strict=True):
-            lines += _head(name, "gauge", text)
-            # One engine serves all models: its state is told once, or sums over models would count it twice.
-            lines.append(f"{name}{{{_labels(served)}}} {float(value)}")
-        for name, text in _COUNTERS.items():
-            lines += _head(name, "counter", text)
-            lines += [
-                f"{name}{{{_labels(label)}}} {float(model.counters[name])}"
-                for label, model in self._models.items()
-            ]
-        lines += _head(_SUCCESS, "counter", "Count of successfully processed requests.")
-        for label, model in self._models.items():
-            for reason, count in model.finished.items():
-                lines.append(f'{_SUCCESS}{{{_labels(label)},finished_reason="{reason}"}} {float(count)}')
-        for name, (text, _) in _HISTOGRAMS.items():
-            lines += _head(name, "histogram", text)
-            for label, model in self._models.items():
-                lines += _buckets(name, _labels(label), model.histograms[name])
-        return "\n".join(lines) + "\n"
+
+def text(counts: Sequence[Counts], names: Sequence[str]) -> str:
+    """The exposition.
+
+    Counts of several processes add up, and so do their requests; of their KV caches' usage it is the mean,
+    for each has a cache of the same size.
+
+    Args:
+        counts: of each process.
+        names: models that are there from the start, as dashboards expect.
+    """
+    models = {name: _nothing() for name in names}
+    for each in counts:
+        for label, model in each.models.items():
+            models.setdefault(label, _nothing()).take_in(model)
+    lines = _gauges([each.now for each in counts], ",".join(names))
+    for name, about in _COUNTERS.items():
+        lines += _head(name, "counter", about)
+        lines += [
+            f"{name}{{{_labels(label)}}} {float(model.counters[name])}" for label, model in models.items()
+        ]
+    lines += _head(_SUCCESS, "counter", "Count of successfully processed requests.")
+    for label, model in models.items():
+        for reason, count in model.finished.items():
+            lines.append(f'{_SUCCESS}{{{_labels(label)},finished_reason="{reason}"}} {float(count)}')
+    for name, (about, _) in _HISTOGRAMS.items():
+        lines += _head(name, "histogram", about)
+        for label, model in models.items():
+            lines += _buckets(name, _labels(label), model.histograms[name])
+    return "\n".join(lines) + "\n"
+
+
+def _gauges(now: Sequence[Now], served: str) -> list[str]:
+    kv_usage = sum(each.kv_usage for each in now) / len(now)
+    values = (sum(each.running for each in now), sum(each.waiting for each in now), kv_usage, kv_usage)
+    lines: list[str] = []
+    for (name, about), value in zip(_GAUGES.items(), values, strict=True):
+        lines += _head(name, "gauge", about)
+        # One engine serves all models: its state is told once, or sums over models would count it twice.
+        lines.append(f"{name}{{{_labels(served)}}} {float(value)}")
+    return lines
 
 
 def _count(model: _Model, entry: Entry) -> None:
@@ -157,16 +194,19 @@ def _count(model: _Model, entry: Entry) -> None:
     assert entry.ended_ns is not None
     whole_s = (entry.ended_ns - entry.arrived_ns) / _NS
     histograms["vllm:e2e_request_latency_seconds"].add(whole_s)
-    stamps = entry.chunk_ns
-    if not stamps:
-        return
-    for before, after in pairwise(stamps):
+    for before, after in pairwise(entry.chunk_ns):
         gap_s = (after - before) / _NS
         histograms["vllm:inter_token_latency_seconds"].add(gap_s)
         histograms["vllm:time_per_output_token_seconds"].add(gap_s)
-    first_s, decode_s = (stamps[0] - entry.arrived_ns) / _NS, (stamps[-1] - stamps[0]) / _NS
-    if len(stamps) > 1:
-        histograms["vllm:request_time_per_output_token_seconds"].add(decode_s / (len(stamps) - 1))
+    # Of an answer that is not streamed, the first token is known by the end of its prefill.
+    first_ns = entry.chunk_ns[0] if entry.chunk_ns else entry.prefill_end_ns
+    if first_ns is None:
+        return
+    last_ns = entry.chunk_ns[-1] if entry.chunk_ns else entry.ended_ns
+    first_s, decode_s = (first_ns - entry.arrived_ns) / _NS, (last_ns - first_ns) / _NS
+    if entry.completion_tokens > 1:
+        per_token_s = decode_s / (entry.completion_tokens - 1)
+        histograms["vllm:request_time_per_output_token_seconds"].add(per_token_s)
     queue_s = _queued_s(entry)
     histograms["vllm:time_to_first_token_seconds"].add(first_s)
     histograms["vllm:request_queue_time_seconds"].add(queue_s)

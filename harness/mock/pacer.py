@@ -20,13 +20,16 @@ class Pacer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._heap: list[tuple[int, int, Callable[[], int | None]]] = []
         self._order = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_ns = 0
 
-    def at(self, due_ns: int, call: Callable[[], None]) -> None:
-        """Call this at a time on `time.monotonic_ns()`. What is due at once is called in order of asking."""
+    def at(self, due_ns: int, call: Callable[[], int | None]) -> None:
+        """Call this at a time on `time.monotonic_ns()`, and again at the time that it gives, if it gives one.
+
+        What is due at once is called in order of asking.
+        """
         self._order += 1
         heapq.heappush(self._heap, (due_ns, self._order, call))
         if self._timer is None or due_ns < self._timer_due_ns:
@@ -45,7 +48,11 @@ class Pacer:
         heap = self._heap
         try:
             while heap and heap[0][0] <= now_ns():
-                heapq.heappop(heap)[2]()
+                call = heapq.heappop(heap)[2]
+                due_ns = call()
+                if due_ns is not None:
+                    self._order += 1
+                    heapq.heappush(heap, (due_ns, self._order, call))
         finally:
             self._timer = None
             if heap:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, overload
 
 
 class Kind(Enum):
@@ -31,6 +34,51 @@ class Step(NamedTuple):
     awaits: int = 0
     """How many tokens an engine must have generated before (`drive.gated`): `at_ns` then counts from the last
     of them. 0: it waits for none."""
+
+
+class Run(NamedTuple):
+    """Tokens in events that differ in nothing else."""
+
+    open: bytes
+    tokens: Sequence[bytes]
+    close: bytes
+
+
+@dataclass(frozen=True)
+class Events(Sequence[Step]):
+    """A stream's steps, each made when its turn comes.
+
+    The chunks of a thousand streams, made in advance, take long to make and much memory.
+    """
+
+    before: list[Step]
+    runs: list[Run]
+    due_ns: Sequence[int]
+    """When the runs' tokens are due: at least as many as there are."""
+    after: list[Step]
+
+    def __len__(self) -> int:
+        return len(self.before) + sum(len(run.tokens) for run in self.runs) + len(self.after)
+
+    def __iter__(self) -> Iterator[Step]:
+        yield from self.before
+        due_ns, join, token_kind = iter(self.due_ns), b"".join, Kind.TOKEN
+        for open_, tokens, close in self.runs:
+            # Tokens first: a run that is over takes no due time from the next.
+            for token, at_ns in zip(tokens, due_ns, strict=False):
+                yield Step(at_ns, join((open_, token, close)), token_kind)
+        yield from self.after
+
+    @overload
+    def __getitem__(self, index: int) -> Step: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Step]: ...
+    def __getitem__(self, index: int | slice) -> Step | list[Step]:
+        return self._made[index]
+
+    @cached_property
+    def _made(self) -> list[Step]:
+        return list(self)
 
 
 class Framing(Enum):
@@ -67,6 +115,11 @@ class Mangling(NamedTuple):
     """The connection breaks in the middle of the last step's chunk."""
     length_off_by: int | None = None
     """The body comes with a Content-Length that is wrong by so many bytes."""
+    stream_alone: bool = False
+    """HTTP/2: the answer's stream is reset, and its connection goes on."""
+    below: bool = False
+    """The bytes are the library's own and torn on their way to the socket (`below.py`), as they must be where
+    they are not plain HTTP/1.1."""
 
 
 class Plan(NamedTuple):
@@ -75,7 +128,7 @@ class Plan(NamedTuple):
     status: int | None
     """None: not even the response's head is sent."""
     headers: list[tuple[str, str]]
-    steps: list[Step]
+    steps: Sequence[Step]
     framing: Framing = Framing.WHOLE
     ending: Ending = Ending.COMPLETE
     hang_s: float | None = None
@@ -84,7 +137,7 @@ class Plan(NamedTuple):
     """Tokens that the steps carry."""
     finish_reason: str | None = None
     mangling: Mangling | None = None
-    """Written to the socket by ourselves: HTTP/1.1 without TLS only."""
+    """Written to the socket by ourselves (`mangle.render`), or below the library."""
     stretch: float = 1.0
     """An engine's tokens come this many times as late after the request's arrival."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from functools import partial
 
 from granian._granian import RSGIHTTPProtocol as HTTPProtocol
 
+from harness.mock.below import Line, below
 from harness.mock.drive import Drive
 from harness.mock.mangle import render
 from harness.mock.pacer import Pacer, now_ns
@@ -46,17 +48,19 @@ class Playback:
     ) -> None:
         self.ended = False
         self.done: asyncio.Future[None] | None = None
-        self._taken: Taken | None = None
+        self._taken: Taken | Line | None = None
         if plan.mangling is not None:
-            plan = render(plan, plan.mangling)
-            self._taken = Taken(client, asyncio.get_running_loop())
+            mangling, loop = plan.mangling, asyncio.get_running_loop()
+            if mangling.below:
+                plan, self._taken = below(plan, mangling, proto, client, loop)
+            else:
+                plan, self._taken = render(plan, mangling), Taken(client, loop)
         self._plan = plan
         self._entry = entry
         self._pacer = pacer
         self._proto = proto
         self._client = client
         self._log = log
-        self._next = 0
         self._drive = drive
         self._generated_ns: list[int] = []
         self._starved = False
@@ -69,14 +73,21 @@ class Playback:
             self._send = proto.response_stream(plan.status, plan.headers).send_bytes
         if drive is not None:
             drive.expect(entry.number, self._generate)
-        self._advance()
+        sending = self._sent()
+        self._sending: Generator[int | None, None, None] | None = sending
+        self._advance: Callable[[], int | None] = partial(next, sending, None)
+        self._go_on()
 
     def stop(self, end: str) -> None:
         """Send nothing more."""
         if self.ended:
             return
         self.ended = True
+        if end == "client_gone" and self._plan.ending is Ending.COMPLETE and self._sending is None:
+            end = Ending.COMPLETE  # It has had everything, and closed before the mock did.
         # The body ends when the library's stream is let go, and its disconnect watch still holds `self`.
+        if self._sending is not None:
+            self._sending.close()
         self._send = _nowhere
         entry = self._entry
         if entry.ended_ns is None or end != Ending.COMPLETE:
@@ -115,32 +126,40 @@ class Playback:
         self._generated_ns.append(entry.arrived_ns + round(late_ns * self._plan.stretch))
         if self._starved:
             self._starved = False
-            self._advance()
+            self._go_on()
 
-    def _advance(self) -> None:
-        """Send all that is due; due times are absolute, so that delays never add up."""
-        if self.ended:
-            return
-        entry, steps = self._entry, self._plan.steps
-        while self._next < len(steps):
-            at_ns, payload, kind, tokens, awaits = steps[self._next]
-            if awaits > len(self._generated_ns):
+    def _go_on(self) -> None:
+        due_ns = self._advance()
+        if due_ns is not None:
+            self._pacer.at(due_ns, self._advance)
+
+    def _sent(self) -> Generator[int | None, None, None]:
+        """Send all that is due; yields when to go on, or None to wait for tokens.
+
+        Due times are absolute, so that delays never add up. What each chunk needs is local: with thousands of
+        streams, fetching the objects around it costs more than the work.
+        """
+        entry, generated_ns = self._entry, self._generated_ns
+        arrived_ns, send, note = entry.arrived_ns, self._send, entry.chunk_ns.append
+        worst_ns = entry.lateness_max_ns
+        for at_ns, payload, kind, tokens, awaits in self._plan.steps:
+            while awaits > len(generated_ns):
                 self._starved = True
-                return
-            due_ns = at_ns + (self._generated_ns[awaits - 1] if awaits else entry.arrived_ns)
-            stamp = now_ns()
-            if stamp < due_ns:
-                self._pacer.at(due_ns, self._advance)
-                return
-            self._next += 1
-            entry.lateness_max_ns = max(entry.lateness_max_ns, stamp - due_ns)
+                yield None
+            due_ns = at_ns + (generated_ns[awaits - 1] if awaits else arrived_ns)
+            while (stamp := now_ns()) < due_ns:
+                yield due_ns
+            if stamp - due_ns > worst_ns:
+                worst_ns = entry.lateness_max_ns = stamp - due_ns
             if kind is Kind.TOKEN:
-                for _ in range(tokens):
-                    entry.chunk_ns.append(stamp)
+                note(stamp)
+                for _ in range(tokens - 1):
+                    note(stamp)
             elif kind is Kind.HEAD:
                 entry.status, entry.headers_ns = self._plan.status, stamp
             entry.ended_ns = stamp
-            self._send(payload)
+            send(payload)
+        self._sending = None
         self._end()
 
     def _end(self) -> None:
@@ -159,11 +178,35 @@ class Playback:
         if self.ended:
             return
         reset = self._plan.ending is Ending.RESET
-        found = break_connection(self._client, reset=reset)
+        found = (
+            self._taken.end(self._plan.ending)
+            if isinstance(self._taken, Line)
+            else break_connection(self._client, reset=reset)
+        )
         if found:
             self.stop(Ending.CLOSE if self._plan.ending is Ending.HANG else self._plan.ending)
         else:
             self.stop("client_gone")
+
+
+def answered_at_once(plan: Plan, entry: Entry, proto: HTTPProtocol, log: Log) -> bool:
+    """Send a whole answer that is due by now and log it, if it is one; all others take a `Playback`."""
+    status, headers, steps = plan[:3]
+    if plan.framing is not Framing.WHOLE or plan.ending is not Ending.COMPLETE or len(steps) != 1:
+        return False
+    at_ns, payload, _, _, awaits = steps[0]
+    stamp = now_ns()
+    late_ns = stamp - entry.arrived_ns - at_ns
+    if late_ns < 0 or awaits or status is None or plan.mangling is not None:
+        return False
+    entry.status, entry.headers_ns, entry.ended_ns, entry.lateness_max_ns = status, stamp, stamp, late_ns
+    proto.response_bytes(status, headers, payload)
+    if entry.prefill_end_ns is not None and entry.prefill_end_ns > stamp:
+        entry.prefill_end_ns = None  # It never came so far.
+    entry.end, entry.finish_reason = Ending.COMPLETE, plan.finish_reason
+    entry.completion_tokens = plan.completion_tokens
+    log.append(entry)
+    return True
 
 
 def _nowhere(_payload: bytes) -> None:

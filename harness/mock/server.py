@@ -70,6 +70,8 @@ class Group(NamedTuple):
     clock: ScriptClock
     folder: Path
     """Of their sockets."""
+    listeners: list[socket.socket]
+    """Of each."""
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -133,15 +135,19 @@ def _serve_together(options: Options, port: int, ready: Callable[[Ready], None])
     clock = ScriptClock()
     telling, told = os.pipe()
     with tempfile.TemporaryDirectory(prefix="harness-mock-") as folder:
+        listeners = siblings.listeners(Path(folder), len(workers))
 
         def work(worker: int) -> None:
+            for other, listener in enumerate(listeners):
+                if other != worker:
+                    listener.close()
             own = msgspec.structs.replace(
                 options,
                 behaviour=msgspec.structs.replace(options.behaviour, worker=worker),
                 truth_file=parts[worker] if parts else None,
                 die_with_parent=True,
             )
-            group = Group(clock, Path(folder))
+            group = Group(clock, Path(folder), listeners)
 
             def tell(_: Ready) -> None:
                 os.write(told, b".")
@@ -149,6 +155,8 @@ def _serve_together(options: Options, port: int, ready: Callable[[Ready], None])
             uvloop.run(_serve(own, port, tell, group))
 
         running = {_forked(work, worker) for worker in workers}
+        for listener in listeners:
+            listener.close()
         os.close(told)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: _end(running))
@@ -237,7 +245,14 @@ async def _serve(
     mock = Mock(options.behaviour, None if group is None else group.clock)
     if group is not None:
         behaviour = options.behaviour
-        mock.siblings = Siblings(group.folder, mock.log, worker=behaviour.worker, workers=behaviour.workers)
+        mock.siblings = Siblings(
+            group.folder,
+            group.listeners[behaviour.worker],
+            workers=behaviour.workers,
+            log=mock.log,
+            application=mock.__rsgi__,
+            counts=mock.counts,
+        )
         await mock.siblings.listen()
     door = _Door(lambda: _server(mock, options, port))
     door.open()

@@ -7,12 +7,15 @@ is found among the process's file descriptors.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import socket
 import stat
 import struct
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 _AGAIN_S = 0.001
 _LINGER_0 = struct.pack("ii", 1, 0)
@@ -28,18 +31,28 @@ def break_connection(client: str, *, reset: bool) -> bool:
     Returns:
         Whether the connection was found; it is not if the client has closed it already.
     """
-    found = _find(client)
-    if found is None:
+    place = find(client)
+    if place is None:
         return False
-    with found:
+    with place.socket as found:
         if not reset:
             found.shutdown(socket.SHUT_RDWR)
+            return True
+        if sys.platform == "linux":
+            _disconnect(found.fileno())
             return True
         # The library sees the end of input, closes its descriptor, and closing with linger 0 sends RST.
         # Shutting the sending side too would send FIN first.
         found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
         found.shutdown(socket.SHUT_RD)
     return True
+
+
+def _disconnect(descriptor: int) -> None:
+    """RST at once (connect(2), AF_UNSPEC): the library has no time for a goodbye, of HTTP/2 or of TLS."""
+    nowhere = struct.pack("=H14x", socket.AF_UNSPEC)
+    if ctypes.CDLL(None, use_errno=True).connect(descriptor, nowhere, len(nowhere)):
+        raise OSError(ctypes.get_errno(), "the connection cannot be reset")
 
 
 class Taken:
@@ -52,7 +65,8 @@ class Taken:
 
     def __init__(self, client: str, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._socket = _find(client)
+        place = find(client)
+        self._socket = None if place is None else place.socket
         self._left = b""
 
     def send(self, payload: bytes) -> None:
@@ -84,7 +98,17 @@ class Taken:
             self._loop.call_later(_AGAIN_S, self._push)
 
 
-def _find(client: str) -> socket.socket | None:
+class Place(NamedTuple):
+    """A client's connection in this process."""
+
+    descriptor: int
+    """The library's own."""
+    socket: socket.socket
+    """The same connection by a descriptor of ours, to be closed by who asked."""
+
+
+def find(client: str) -> Place | None:
+    """The connection whose peer is `host:port`; None if it is gone."""
     host, _, port = client.rpartition(":")
     peer = (host.strip("[]"), int(port))
     for path in Path("/dev/fd").iterdir():
@@ -93,7 +117,7 @@ def _find(client: str) -> socket.socket | None:
             continue
         try:
             if found.getpeername()[:2] == peer:
-                return found
+                return Place(int(path.name), found)
         except OSError as error:
             if error.errno not in {errno.ENOTCONN, errno.EINVAL}:
                 raise

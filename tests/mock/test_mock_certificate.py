@@ -70,15 +70,3 @@ def test_a_self_signed_certificate_serves_those_who_trust_it():
         assert httpx.get(url + "/health", verify=trusting, trust_env=False).status_code == 200
         with pytest.raises(httpx.ConnectError, match="self-signed certificate"):
             httpx.get(url + "/health", verify=ssl.create_default_context(), trust_env=False)
-
-
-def test_bytes_are_not_mangled_inside_tls():
-    with serving("self-signed") as (url, trusting):
-        answer = httpx.post(
-            url + "/completions",
-            json={"model": "m", "prompt": "x"},
-            headers={"x-mock-fault": "length"},
-            verify=trusting,
-            trust_env=False,
-        )
-    assert answer.status_code == 400

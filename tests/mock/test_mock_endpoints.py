@@ -133,13 +133,18 @@ def test_metrics_agree_with_the_truth():
         post(mock, "/chat/completions", chat)
         post(mock, "/chat/completions", chat, **{"x-mock-fault": "status;code=500"})
         after = parsed(get(mock, "/v1/metrics").text)
-        first, second, *_ = mock.truth()
+        first, second, whole, *_ = mock.truth()
     label = 'engine="0",model_name="a \\"b\\""'
     assert before[f"vllm:generation_tokens_total{{{label}}}"] == 4
     assert after[f"vllm:generation_tokens_total{{{label}}}"] == 12
     assert after[f'vllm:request_success_total{{{label},finished_reason="length"}}'] == 3
-    assert after[f"vllm:time_to_first_token_seconds_count{{{label}}}"] == 2
-    waited_s = sum(entry["chunk_ns"][0] - entry["arrived_ns"] for entry in (first, second)) / 1e9
+    assert after[f"vllm:time_to_first_token_seconds_count{{{label}}}"] == 3
+    firsts = [
+        (first, first["chunk_ns"][0]),
+        (second, second["chunk_ns"][0]),
+        (whole, whole["prefill_end_ns"]),
+    ]
+    waited_s = sum(first_ns - entry["arrived_ns"] for entry, first_ns in firsts) / 1e9
     assert after[f"vllm:time_to_first_token_seconds_sum{{{label}}}"] == pytest.approx(waited_s)
     assert after[f"vllm:inter_token_latency_seconds_count{{{label}}}"] == 6
     gaps = [b - a for entry in (first, second) for a, b in itertools.pairwise(entry["chunk_ns"])]

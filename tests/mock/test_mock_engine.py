@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 import statistics
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -100,14 +101,38 @@ def erlang_c(servers: int, offered: float) -> float:
     return waiting / (sum(terms[:-1]) + waiting)
 
 
-def test_a_batch_of_two_waits_as_m_m_2():
-    rng = random.Random(3)
-    lengths = [geometric(40, rng) for _ in range(50_000)]
-    arrivals = poisson((Job(i, 1, n) for i, n in enumerate(lengths)), 40 * MS / (2 * 0.7), rng)
-    wait_ns = mean_wait_ns(Engine(Settings(step(base=0.001), batch=2)), arrivals)
-    service_ns = statistics.fmean(lengths) * MS
-    offered = service_ns / mean_gap_ns(arrivals)
-    assert wait_ns == pytest.approx(erlang_c(2, offered) * service_ns / (2 - offered), rel=0.03)
+def waits_of_servers(servers: int, arrivals_ns: Sequence[float], services_ns: Sequence[float]) -> list[float]:
+    """How long each arrival waits for a server: Kiefer and Wolfowitz's recursion."""
+    free_ns = [0.0] * servers
+    waits = []
+    for arrived_ns, service_ns in zip(arrivals_ns, services_ns, strict=True):
+        begun_ns = max(arrived_ns, free_ns[0])
+        heapq.heapreplace(free_ns, begun_ns + service_ns)
+        waits.append(begun_ns - arrived_ns)
+    return waits
+
+
+@pytest.mark.parametrize(
+    ("batch", "load", "jobs"), [(1, 0.7, 200_000), (2, 0.7, 200_000), (4, 0.7, 200_000), (16, 0.8, 1_500_000)]
+)
+def test_a_batch_waits_as_m_m_c(batch: int, load: float, jobs: int):
+    """By way of so many servers: the engine is cheaply compared with them, and they with Erlang C."""
+    rng = random.Random(1)
+    lengths = [geometric(100, rng) for _ in range(jobs)]
+    services_ns = [length * MS for length in lengths]
+    rate = batch * load / (100 * MS)
+    arrivals_ns = list(accumulate(rng.expovariate(rate) for _ in range(jobs)))
+    waits_ns = waits_of_servers(batch, arrivals_ns, services_ns)
+    offered = sum(services_ns) / arrivals_ns[-1]
+    erlang_ns = erlang_c(batch, offered) * statistics.fmean(services_ns) / (batch - offered)
+    assert statistics.fmean(waits_ns) == pytest.approx(erlang_ns, rel=0.03)
+
+    some = 3000
+    arrivals = [(round(arrivals_ns[i]), Job(i, 1, lengths[i])) for i in range(some)]
+    wait_ns = mean_wait_ns(Engine(Settings(step(base=0.001), batch=batch)), arrivals)
+    # Who finds a free place in a batch under way waits for the end of its step: half of one.
+    half_ns = 0.5 * MS if batch > 1 else 0.0
+    assert wait_ns == pytest.approx(statistics.fmean(waits_ns[:some]) + half_ns, rel=0.01)
 
 
 def test_without_a_queue_as_many_are_refused_as_erlang_b_says():
@@ -121,27 +146,29 @@ def test_without_a_queue_as_many_are_refused_as_erlang_b_says():
     assert {answer.status for answer in refused.values()} == {503}
 
 
-@pytest.mark.parametrize("lengths", [(100,), (50, 50, 50, 250)])
-def test_steps_that_grow_with_the_batch_share_the_engine_as_m_g_1_ps(lengths: Sequence[int]):
+@pytest.mark.parametrize("load", [0.4, 0.7])
+@pytest.mark.parametrize("lengths", [(40,), (20, 20, 20, 100)])
+def test_steps_that_grow_with_the_batch_share_the_engine_as_m_g_1_ps(lengths: Sequence[int], load: float):
     """The mean depends on the mean length alone, whatever its spread."""
     rng = random.Random(1)
-    drawn = [rng.choice(lengths) for _ in range(12_000)]
-    arrivals = poisson((Job(i, 1, n) for i, n in enumerate(drawn)), 100 * 100_000 / 0.4, rng)
+    drawn = [rng.choice(lengths) for _ in range(25_000)]
+    arrivals = poisson((Job(i, 1, n) for i, n in enumerate(drawn)), 40 * 100_000 / load, rng)
     shared = Settings(step(sequence=1e-4, prefill_token=1e-4), batch=10_000, step_tokens=10_000)
     sojourn_ns = mean_sojourn_ns(Engine(shared), arrivals)
     service_ns = statistics.fmean(drawn) * 100_000
     assert sojourn_ns == pytest.approx(service_ns / (1 - service_ns / mean_gap_ns(arrivals)), rel=0.03)
 
 
-def test_a_full_batch_delivers_its_tokens_at_the_rate_of_its_steps():
-    batch, output = 32, 50
-    engine = Engine(Settings(step(0.006, 2e-5, 5e-8, 3e-5), batch=batch, step_tokens=8192))
-    jobs = [(0, Job(i, 100, output)) for i in range(40 * batch)]
+@pytest.mark.parametrize("batch", [1, 8, 32, 256])
+def test_a_full_batch_delivers_its_tokens_at_the_rate_of_its_steps(batch: int):
+    output, rounds = 50, 10
+    engine = Engine(Settings(step(0.006, 2e-5, 5e-8, 3e-5), batch=batch, step_tokens=100 * batch))
+    jobs = [(0, Job(i, 100, output)) for i in range(rounds * batch)]
     last, _ = simulate(engine, jobs)
     took_s = max(token.at_ns for token in last.values()) / NS
     prefill_s = 0.006 + 100 * 3e-5 * batch
     decode_s = sum(0.006 + batch * (2e-5 + 5e-8 * (100 + i)) for i in range(output - 1))
-    assert took_s == pytest.approx(40 * (prefill_s + decode_s), rel=0.03)
+    assert took_s == pytest.approx(rounds * (prefill_s + decode_s), rel=0.03)
 
 
 def test_jitter_keeps_the_mean_and_has_the_stated_spread():
