@@ -285,6 +285,7 @@ def close(folder: Path) -> Manifest:
         stop_reason="killed" if end is None else end.stop_reason,
         torn_bytes=torn_bytes,
         orphans=runlog.orphans(table, ledgers),
+        faults=() if end is None else end.faults,
     )
     runlog.write_json(folder / "manifest.json", manifest)
     return manifest

@@ -140,7 +140,8 @@ class Run(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     git_commit: str
     stamps: str = "user"
-    """Where read stamps come from: `user` (after the read returned) or `kernel`."""
+    """Where read stamps come from, as the process that began the run found by trial: `user` (after the read
+    returned) or `kernel`."""
     mock: bool = False
     """The target is the bundled mock, started by this run."""
 
@@ -172,6 +173,9 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
     hub_stalls_ns: tuple[int, ...] = ()
     """Each time since the last sample that the event loop came back more than a millisecond late: how
     much. The longest is `hub_lag_max_ns`."""
+    read_lag_max_ns: int = 0
+    """Longest time since the last sample that a read's last bytes lay in the kernel before they were read;
+    0: not known, for only `kernel` stamps tell."""
 
 
 class WorkerLedger(msgspec.Struct, frozen=True):
@@ -197,6 +201,8 @@ class End(msgspec.Struct, frozen=True):
     """Arrivals of the whole schedule; None in a closed loop, where only the claimed ones count."""
     stop_reason: str
     """As in `Manifest`."""
+    faults: list[str] = []
+    """What went wrong with the engine, one sentence each: a worker that hung, a bug."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -218,7 +224,7 @@ class Manifest(msgspec.Struct, frozen=True):
     stop_reason: str
     """`completed`, `interrupted`, `spend_cap`, or `killed` (no books were written)."""
     imbalances: list[str]
-    """One sentence for each sum that does not add up; empty when the books balance."""
+    """One sentence for each fault of the engine and each sum that does not add up; empty when all is well."""
     torn_bytes: int = 0
     """Bytes of unfinished batches at the end of the workers' logs."""
 

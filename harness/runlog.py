@@ -411,6 +411,7 @@ def reconcile(
     stop_reason: str,
     torn_bytes: int = 0,
     orphans: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+    faults: Sequence[str] = (),
 ) -> Manifest:
     """Add the workers' books up and say what does not balance.
 
@@ -421,6 +422,7 @@ def reconcile(
         stop_reason: see `Manifest.stop_reason`.
         torn_bytes: what was left unread at the logs' ends.
         orphans: for each worker that left a log but no books, its rows and the arrivals they belong to.
+        faults: see `End.faults`.
     """
     workers = sorted(ledgers, key=lambda ledger: ledger.worker)
     total = {
@@ -430,7 +432,7 @@ def reconcile(
     orphan_rows = sum(rows for rows, _ in orphans.values())
     recorded = sum(arrivals for _, arrivals in orphans.values())
     lost = planned - total["planned"] - recorded
-    imbalances: list[str] = []
+    imbalances = [*faults]
     for ledger in workers:
         if ledger.planned != ledger.started + ledger.dropped + ledger.not_started:
             imbalances.append(

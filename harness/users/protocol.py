@@ -6,7 +6,8 @@
                               ── lease ────────► build the share: schedule, prompts, connections
                               ◄─ ready ─────────
     all ready: write run.json ── go(origin) ───► walk the schedule
-                              ◄─ exhausted ─────  every arrival has ended
+    at each heartbeat         ── grant(until) ─► send no arrival due from there on (tenure.py)
+                              ◄─ exhausted ─────  every arrival has ended, or a bug keeps them from it
     all exhausted: stop
     test_stopping:            ── drain ────────► stop dispatching, let requests end, close the log
                               ◄─ drained ───────  the books
@@ -42,12 +43,13 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, Runner, WorkerNode, WorkerRunner
 
 from harness import clock, runlog
-from harness.client.transport import STAMPS
+from harness.client.transport import read_stamps
 from harness.errors import ConfigError, EngineError, HarnessError
 from harness.record import End, Kind, Outcome, Record, WorkerLedger
 from harness.users.freight import Inbox, Outbox
 from harness.users.header import header
 from harness.users.line import lines
+from harness.users.tenure import Grant, Tenures, taken_over
 from harness.users.worker import Lease, Worker
 from harness.workload import scenario as scenarios
 from harness.workload import schedule
@@ -55,16 +57,14 @@ from harness.workload.scenario import Closed, Scenario
 
 _OK = Outcome.OK  # looking up a member costs more than a call in Python 3.11
 
-READY_S = 60.0
-"""A worker that has not built its share by then is left out."""
+READY_S = 300.0
+"""A worker that has not built its share by then is left out: a gamma schedule of 36 million takes 40 s."""
 GO_AHEAD_S = 0.5
 """The start is set this far ahead, so that every worker has heard of it."""
 FREIGHT_S = 10.0
 """How long a remote worker waits at the end for the master to have all of its log."""
-TAKE_OVER_S = 1.0
-"""A spare takes over from this far ahead: it has its share to build."""
 TELEMETRY_S = 60.0
-"""How long the end of a run waits for the spans to be exported."""
+"""How long a run waits for what exports the spans: to load at its start, to be done at its end."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -114,8 +114,13 @@ class _Carrier:
     def serve(self, kind: Kind) -> None:
         """Be a virtual user of this kind until the run is over."""
         self._built.wait()
-        assert self.worker is not None
-        self.worker.serve(kind)
+        worker = self.worker
+        assert worker is not None
+        try:
+            worker.serve(kind)
+        except Exception as bug:  # Locust would log it and let the others go on
+            worker.fail(bug)
+            raise
 
     def drain(self, patience_s: float) -> WorkerLedger:
         assert self.worker is not None
@@ -164,6 +169,8 @@ class _Conductor:
             self.scenario = scenarios.load(Path(options.scenario) if options.scenario else None)
         self.folder: Path | None = None
         self.running = self.complete = False
+        self.bugs: list[str] = []
+        """What kept workers from going on; the run ends by the first."""
         self._ending = BoundedSemaphore()
         """Held by whoever ends the run: a second cause (Ctrl-C in the last drain, say) waits for it."""
         self._emitter: subprocess.Popen[bytes] | None = None
@@ -184,6 +191,7 @@ class _Conductor:
 
     def _on_test_start(self, **_: object) -> None:
         self.running = self.complete = False
+        self.bugs = []
         self.folder = None
 
     def _on_spawning_complete(self, **_: object) -> None:
@@ -224,7 +232,7 @@ class _Conductor:
             workers=workers,
             start=start,
             mock=self.mock,
-            stamps=STAMPS,
+            stamps=read_stamps(),
         )
         runlog.write_json(self.folder / "run.json", run)
         return start
@@ -235,14 +243,17 @@ class _Conductor:
             return
         self._emitter = _spawn_verb("emit", str(self.folder), stdout=subprocess.PIPE)
         assert self._emitter.stdout is not None
-        with gevent.Timeout(READY_S, exception=False):
+        with gevent.Timeout(TELEMETRY_S, exception=False):
             self._emitter.stdout.readline()
 
-    def _on_exhausted(self) -> None:
-        """The schedule has ended by itself: stop, as the user would."""
+    def _on_exhausted(self, failure: str = "") -> None:
+        """The schedule has ended by itself, or a worker by a bug: stop, as the user would."""
+        if failure:
+            self.bugs.append(failure)
+            print(f"harness: {failure}", file=sys.stderr, flush=True)  # noqa: T201 - the user's answer
         if self._ending.locked() or not self.running:
             return  # a drain has ended it
-        self.complete = True
+        self.complete = not self.bugs
         headless = self.environment.web_ui is None or _options(self.environment).autoquit >= 0
         gevent.spawn(self.runner.quit if headless else self.runner.stop)
         if headless and self.environment.web_ui is not None:
@@ -259,7 +270,12 @@ class _Conductor:
             planned = schedule.planned(self.scenario)
             left = sum(ledger.not_started for ledger in runlog.read_ledgers(self.folder))
             reason = "completed" if complete and not left else "interrupted"
-            runlog.write_json(self.folder / "end.json", End(planned=planned, stop_reason=reason))
+            end = End(planned=planned, stop_reason=reason, faults=self._faults())
+            runlog.write_json(self.folder / "end.json", end)
+
+    def _faults(self) -> list[str]:
+        """One sentence for each thing that went wrong with this run's engine."""
+        return self.bugs
 
     def _on_test_stop(self, **_: object) -> None:
         with self._ending:
@@ -308,7 +324,7 @@ class Local(_Carrier, _Conductor):
         worker.start(self._write_header(workers=1).monotonic_ns)
         worker.exhausted.wait()
         if self.worker is worker:
-            self._on_exhausted()
+            self._on_exhausted(_failure(0, worker.failure))
 
     def _drain(self) -> None:
         if self.worker is not None:
@@ -325,22 +341,26 @@ class Master(_Conductor):
         runners.HEARTBEAT_DEAD_INTERNAL = -sys.maxsize
         self._shards = 0
         self._leases: dict[str, Lease] = {}
-        self._lost: set[str] = set()
+        self._tenures = Tenures()
+        self._heirs: dict[str, str] = {}
+        """Which spare has the share of which lost worker, by client."""
         self._heard: dict[str, set[str]] = {}
         self._inboxes: dict[str, Inbox] = {}
         self._start: clock.Anchor | None = None
         for kind in ("ready", "exhausted", "drained"):
             runner.register_message(f"harness.{kind}", self._on_message)
         runner.register_message("harness.piece", self._on_piece)
+        environment.events.heartbeat_sent.add_listener(self._on_heartbeat)  # type: ignore[no-untyped-call]
 
     def _begin(self) -> None:
         self._start_telemetry()
         ids = sorted(node.id for node in self.runner.clients.running + self.runner.clients.spawning)
         self._shards = len(ids)
-        self._leases, self._lost, self._inboxes, self._start = {}, set(), {}, None
+        self._leases, self._inboxes, self._start = {}, {}, None
+        self._tenures, self._heirs = Tenures(), {}
         self._heard = {"ready": set(), "exhausted": set(), "drained": set()}
         for number, client in enumerate(ids):
-            self._lease(client, Lease(str(self.folder), number, shard=number, shards=self._shards))
+            self._lease(client, Lease(str(self.folder), number, number, self._shards, until_ns=self._fence))
         self._await("ready", READY_S)
         self._start = self._write_header(workers=self._shards)
         for client in self._leases:
@@ -373,24 +393,56 @@ class Master(_Conductor):
             "boot_id": clock.boot_id(),
         }
         self.runner.send_message("harness.go", go, client_id=client)
+        self._grant(client)
+
+    @property
+    def _fence(self) -> int | None:
+        """What a lease grants from the start: in an open model nothing, for a spare may take it over."""
+        return None if isinstance(self.scenario.arrivals, Closed) else 0
+
+    def _elapsed_ns(self) -> int:
+        assert self._start is not None
+        return clock.now_ns() - self._start.monotonic_ns
+
+    def _grant(self, client: str) -> None:
+        if self._fence is not None:
+            grant = self._tenures.grant(client, self._elapsed_ns())
+            self.runner.send_message("harness.grant", msgspec.to_builtins(grant), client_id=client)
+
+    def _on_heartbeat(self, client_id: str, **_: object) -> None:
+        if self.running and self._start is not None and client_id in self._leases:
+            self._grant(client_id)
 
     def _take_over(self) -> None:
-        """Give what lost workers have left to spares; what was due meanwhile is lost, as the books say."""
-        live = set(self._live())
-        for client in [each for each in self._leases if each not in live and each not in self._lost]:
-            self._lost.add(client)
-            spares = sorted({node.id for node in self.runner.clients.ready} - set(self._leases))
-            if not spares or self._start is None or isinstance(self.scenario.arrivals, Closed):
-                continue
-            since_ns = clock.now_ns() - self._start.monotonic_ns + int(TAKE_OVER_S * 1e9)
-            lost = self._leases[client]
-            number = len(self._leases)
-            self._lease(spares[0], Lease(lost.folder, number, lost.shard, lost.shards, since_ns))
+        """Give what lost workers have left to spares; what was due meanwhile is lost, unless they return."""
+        gone = self._leases.keys() - {*self._live(), *self._heirs, *self._heard["exhausted"]}
+        if not gone or self._fence is None:
+            return
+        spares = {node.id for node in self.runner.clients.ready} - self._leases.keys()
+        for client, spare in zip(sorted(gone), sorted(spares), strict=False):
+            lost, number = self._leases[client], len(self._leases)
+            since_ns = self._tenures.end(client, self._elapsed_ns())
+            self._heirs[client] = spare
+            self._lease(spare, Lease(lost.folder, number, lost.shard, lost.shards, since_ns, self._fence))
+
+    def _faults(self) -> list[str]:
+        ends = [
+            taken_over(
+                self._leases[client].worker, self._leases[spare].worker, self._tenures.silences[client]
+            )
+            for client, spare in self._heirs.items()
+        ]
+        return [*self.bugs, *ends]
 
     def _drain(self) -> None:
-        for client in self._live():
-            patience = {"patience_s": float(self.scenario.drain_s)}
-            self.runner.send_message("harness.drain", patience, client_id=client)
+        # Those that are missing too: one that comes back must not go on.
+        for client in self._leases:
+            silence = self._tenures.silences.get(client)
+            drain = {
+                "patience_s": float(self.scenario.drain_s),
+                "until_ns": None if silence is None else silence.since_ns,
+            }
+            self.runner.send_message("harness.drain", drain, client_id=client)
         self._await("drained", self.scenario.drain_s + 2 * FREIGHT_S)
 
     def _on_message(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
@@ -398,6 +450,8 @@ class Master(_Conductor):
         self._heard[what].add(msg.node_id)
         if what == "ready" and self._start is not None:
             self._go(msg.node_id)
+        if what == "exhausted" and msg.data:
+            self._on_exhausted(_failure(self._leases[msg.node_id].worker, msg.data["failure"]))
 
     def _on_piece(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         number = self._inboxes[msg.node_id].take(msg.data)
@@ -433,6 +487,7 @@ class Member(_Carrier):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the master decides
         runner.register_message("harness.lease", self._on_lease, concurrent=True)
         runner.register_message("harness.go", self._on_go, concurrent=True)
+        runner.register_message("harness.grant", self._on_grant)
         runner.register_message("harness.ack", self._on_ack)
         runner.register_message("harness.drain", self._on_drain, concurrent=True)
 
@@ -461,7 +516,11 @@ class Member(_Carrier):
         while not worker.exhausted.wait(1):
             if self._outbox is not None:
                 self._outbox.resend()
-        self.runner.send_message("harness.exhausted")
+        self.runner.send_message("harness.exhausted", {"failure": worker.failure} if worker.failure else None)
+
+    def _on_grant(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        if self.worker is not None:
+            self.worker.grant(msgspec.convert(msg.data, Grant))
 
     def _on_ack(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         if self._outbox is not None:
@@ -469,6 +528,8 @@ class Member(_Carrier):
 
     def _on_drain(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         if self.worker is not None:
+            if msg.data["until_ns"] is not None:
+                self.worker.grant(Grant(msg.data["until_ns"], last=True))
             self.drain(msg.data["patience_s"])
         if self._outbox is not None:
             self._outbox.flush(FREIGHT_S)
@@ -508,6 +569,10 @@ class StickyDispatcher(UsersDispatcher):
 
     def remove_worker(self, worker_node: WorkerNode) -> None:
         """Do nothing: a spare takes its share over, if there is one."""
+
+
+def _failure(worker: int, failure: str) -> str:
+    return failure and f"worker {worker} could not go on, which is a bug: {failure}"
 
 
 def _fit_users(environment: Environment, scenario: Scenario) -> Scenario:

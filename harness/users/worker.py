@@ -32,9 +32,11 @@ from gevent.hub import Waiter
 
 from harness import runlog
 from harness.client.call import Call, prepare
+from harness.client.transport import READ_LAG, read_stamps
 from harness.clock import anchor, now_ns
 from harness.record import Kind, Outcome, Record, Sample, WorkerLedger
 from harness.users.line import Lines
+from harness.users.tenure import Grant, Tenure
 from harness.users.wait import Alarm
 from harness.workload.prompts import Request, follow_ups, workload
 from harness.workload.scenario import Closed, Scenario
@@ -46,8 +48,15 @@ _STALL_NS = 1_000_000
 _SAMPLE_S = 1.0
 _OTHER_FILES = 64
 """Descriptors that a worker needs besides its connections, at most."""
+_TELL_AT = 32
+"""As many records are told in one go: a tenth of a millisecond in which no socket is read."""
+_TELL_EVERY_S = 0.05
 _TELL_S = 10.0
 """How long the end of a run waits for Locust's listeners."""
+_BLOCK = 20_000
+"""Arrivals of the schedule computed in one go, some 10 ms; more than there can be workers."""
+_GC_THRESHOLD = 10_000
+"""By Python's 700, each batch of the log would begin with a collection that finds nothing."""
 _AHEAD = 16
 """Arrivals of a closed loop prepared in one go, which takes half the time of sixteen goes."""
 
@@ -63,6 +72,8 @@ class Lease(msgspec.Struct, frozen=True):
     shards: int
     since_ns: int = 0
     """Only arrivals due from here on: a spare takes over what a lost worker has left."""
+    until_ns: int | None = None
+    """Arrivals due from here on wait for a grant (users.tenure); None: no grant is needed."""
 
 
 class _Work(msgspec.Struct, frozen=True, gc=False):
@@ -120,11 +131,16 @@ class Worker:
         self._patience_ns = int(scenario.patience_s * 1e9)
         self._started = self._dropped = self._finished = self._cut_off = self._claimed = 0
         self._alarm = Alarm()
+        self._gc_thresholds = gc.get_threshold()
         self._dispatcher: gevent.Greenlet | None = None
+        self._tenure = Tenure(lease.until_ns)
+        self._granted = Event()
         self._health = _Health()
         self.stopping = False
         self.exhausted = Event()
-        """Set when every arrival of this share has been dispatched and has ended."""
+        """Set when every arrival of this share has been dispatched and has ended, or none can be any more."""
+        self.failure = ""
+        """The bug that keeps this worker from going on; empty: none."""
         closed = isinstance(scenario.arrivals, Closed)
         self._due_ns, self._first = (array("q"), 0) if closed else _share(scenario, lease)
         self._claims = _claims(scenario, lease) if closed else None
@@ -148,13 +164,27 @@ class Worker:
         self._origin_ns = origin_ns
         closed = self._scenario.arrivals
         _make_room(closed.users if isinstance(closed, Closed) else self._scenario.max_in_flight)
+        gc.set_threshold(_GC_THRESHOLD, *self._gc_thresholds[1:])
         gc.collect()
         gc.freeze()  # what stands now lives as long as the run: no collection needs to look at it
         self._health.start()
         self._sampler = gevent.spawn(self._sample_for_ever)
         if self._claims is None:
             self._dispatcher = gevent.spawn(self._dispatch)
+            self._dispatcher.link_exception(lambda broken: self.fail(broken.exception))
         self._go.set()
+
+    def grant(self, grant: Grant) -> None:
+        """Hear what may be sent by now. From the last grant on, what is due later is a spare's."""
+        self._tenure.take(grant)
+        if grant.last:
+            del self._due_ns[bisect_left(self._due_ns, grant.until_ns) :]
+        self._granted.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Have the run end because of a bug: what it keeps from being sent would look like a calm target."""
+        self.failure = self.failure or f"{type(error).__name__}: {error}"
+        self.exhausted.set()
 
     def drain(self, patience_s: float, hurry: Callable[[], bool]) -> WorkerLedger:
         """Stop dispatching, let what is under way end, close the log, give the books.
@@ -182,6 +212,7 @@ class Worker:
         self._log.close()
         self._samples.close()
         gc.unfreeze()
+        gc.set_threshold(*self._gc_thresholds)
         planned = self._claimed if self._claims is not None else len(self._due_ns)
         ledger = WorkerLedger(
             worker=self._lease.worker,
@@ -311,6 +342,8 @@ class Worker:
                 self._alarm.sleep_until(instant_ns)
             else:
                 gevent.sleep(0)  # behind time: let the users run, in order
+            if not self._await_grant(due_ns):
+                break
             kind = work.calls[0].request.kind
             idle = self._idle[kind]
             if idle:
@@ -325,6 +358,15 @@ class Worker:
             self._drop_waiting(now_ns())
         if not self.in_flight:
             self.exhausted.set()
+
+    def _await_grant(self, due_ns: int) -> bool:
+        """Wait until an arrival may be sent; False if it is a spare's."""
+        while not self._tenure.covers(due_ns):
+            if self._tenure.over:
+                return False
+            self._granted.clear()
+            self._granted.wait()
+        return True
 
     def _prepare(self, arrival: Arrival, requests: Iterable[Request]) -> _Work:
         target = self._lines.target
@@ -360,6 +402,8 @@ class Worker:
     # -- the instrument's own health -----------------------------------------------------------------------
 
     def _sample_for_ever(self) -> None:
+        # Not all at once: the master would get a second's pieces of all workers in one moment.
+        gevent.sleep(_SAMPLE_S * self._lease.shard / self._lease.shards)
         while True:
             gevent.sleep(_SAMPLE_S)
             self._drop_waiting(now_ns())
@@ -400,9 +444,14 @@ def _make_room(connections: int) -> None:
 
 
 def _share(scenario: Scenario, lease: Lease) -> tuple[array[int], int]:
-    """This worker's due times, and the position of the first; that at i has seq = shard + i * shards."""
-    share = shard(arrivals(scenario), lease.shard, lease.shards)
-    due_ns = array("q", (arrival.due_ns for arrival in share if arrival.due_ns is not None))
+    """This worker's due times, and the position of the first; that at i has seq = shard + i * shards.
+
+    A long schedule takes many seconds: the heartbeats go on meanwhile, or the worker is taken for lost.
+    """
+    whole, due_ns = arrivals(scenario), array("q")
+    while block := [*shard(islice(whole, _BLOCK), lease.shard, lease.shards)]:
+        due_ns.extend(arrival.due_ns for arrival in block if arrival.due_ns is not None)
+        gevent.sleep(0)
     first = bisect_left(due_ns, lease.since_ns)
     return due_ns[first:], first
 
@@ -457,10 +506,9 @@ def _dropped(request: Request, due_ns: int | None) -> Record:
 
 
 class _Teller:
-    """Tells Locust of records in a greenlet of its own, once the users that are ready have run.
+    """Tells Locust of records in a greenlet of its own, some at a time, which takes half the time.
 
-    So no listener delays a request, and the records of one round of the event loop are told in one
-    go, which takes half the time.
+    So no listener delays a request, and none is told later than `_TELL_EVERY_S`.
     """
 
     def __init__(self, tell: Callable[[Record], None]) -> None:
@@ -473,7 +521,7 @@ class _Teller:
     def add(self, record: Record) -> None:
         """Have one record told."""
         self._untold.append(record)
-        if len(self._untold) == 1:
+        if len(self._untold) == _TELL_AT:
             self._came.set()
 
     def stop(self) -> None:
@@ -486,7 +534,7 @@ class _Teller:
 
     def _run(self) -> None:
         while self._untold or not self._stopping:
-            self._came.wait()
+            self._came.wait(_TELL_EVERY_S)
             self._came.clear()
             while self._untold:
                 self._tell(self._untold.popleft())
@@ -504,6 +552,8 @@ class _Health:
         self._gc_began_ns = 0
 
     def start(self) -> None:
+        read_stamps()  # its trial takes a moment, now and not when the first connection is made
+        READ_LAG.take()
         self._cpu_s = time.process_time()
         self._wall_ns = self._probed_ns = now_ns()
         self._probe = gevent.get_hub().loop.timer(_HUB_PROBE_S, repeat=_HUB_PROBE_S)
@@ -527,6 +577,7 @@ class _Health:
             open_files=open_files,
             file_limit=limit,
             hub_stalls_ns=tuple(self._hub_stalls_ns),
+            read_lag_max_ns=READ_LAG.take(),
         )
         self._hub_stalls_ns.clear()
         self._cpu_s, self._wall_ns = cpu_s, wall_ns

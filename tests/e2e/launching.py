@@ -30,6 +30,7 @@ CALM = {
     "hub_lag": "10s",
     "hub_lag_of_threshold": 1,
     "hub_lag_p99": "10s",
+    "read_lag": "10s",
     "gc_pause": "10s",
     "cpu_share": 1,
     "achieved_share": 0.5,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
-from collections.abc import Callable
-from contextlib import ExitStack
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +24,7 @@ from launching import (
     only_run,
     rows,
     summary,
+    truth,
     until,
     verb,
     write_scenario,
@@ -43,29 +48,84 @@ class Hosts(NamedTuple):
     stack: ExitStack
     master: subprocess.Popen[str]
     workers: list[subprocess.Popen[str]]
+    gate: threading.Event
+    """While it is cleared, worker 0 and the master do not hear each other."""
 
     @property
     def runs(self) -> Path:
         return self.place / "runs"
 
-    def join(self) -> None:
-        """One more worker."""
+    def join(self, port: int | None = None) -> None:
+        """One more worker, which finds the master at a port."""
         own = self.place / f"own-{len(self.workers)}"
-        command = verb("worker", "--master", f"127.0.0.1:{self.port}", "--runs", own)
+        command = verb("worker", "--master", f"127.0.0.1:{port or self.port}", "--runs", own)
         self.workers.append(self.stack.enter_context(launched(command, cwd=self.place)))
 
+    def join_as_spare(self) -> Path:
+        """One more, once the run is under way; the run's folder."""
+        self.join()
+        folder = only_run(self.runs)
+        until(lambda: "3 workers connected" in (folder / "locust.log").read_text())
+        assert runlog.workers_of(folder) == [0, 1]
+        return folder
 
-def run(place: Path, url: str, *, meanwhile: Callable[[Hosts], None], **scenario: Any) -> tuple[int, Path]:
-    """A run by two remote workers, in whose middle something happens; its exit code and folder."""
+    def end_once_the_spare_sends(self) -> None:
+        """Ctrl-C, when worker 2 has sent something."""
+        folder = only_run(self.runs)
+        until(lambda: any(s.started for s in runlog.read_samples(folder) if s.worker == 2))
+        interrupt(self.master)
+
+
+@contextmanager
+def relay(port: int) -> Iterator[tuple[int, threading.Event]]:
+    """A port that leads to another, and the gate that lets the bytes through."""
+    gate = threading.Event()
+    gate.set()
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := source.recv(65536):
+                gate.wait()
+                sink.sendall(piece)
+            sink.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                near = stack.enter_context(closing(listener.accept()[0]))
+                try:
+                    far = stack.enter_context(closing(socket.create_connection(("127.0.0.1", port))))
+                except ConnectionRefusedError:  # the master does not listen yet: the worker tries again
+                    near.close()
+                    continue
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    with ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1], gate
+        gate.set()
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def run(
+    place: Path, url: str | None, *, meanwhile: Callable[[Hosts], None], **scenario: Any
+) -> tuple[int, Path]:
+    """A run by two remote workers, in whose middle something happens; its exit code and folder.
+
+    Without a URL the target is a mock of the run's own, which leaves its truth.
+    """
     path = write_scenario(place, traffic=MIX, arrivals={"process": "poisson", "rate": 40}, **scenario)
     with ExitStack() as stack:
         port, runs = free_port(), place / "runs"
         listen = ("--remote", "2", "--listen", f"127.0.0.1:{port}")
-        command = verb("run", path, "--target", url, *listen, "--no-telemetry", "--runs", runs)
+        target = () if url is None else ("--target", url)
+        command = verb("run", path, *target, *listen, "--no-telemetry", "--runs", runs)
         master = stack.enter_context(launched(command, cwd=place))
-        hosts = Hosts(place, port, stack, master, [])
-        for _ in range(2):
-            hosts.join()
+        way, gate = stack.enter_context(relay(port))
+        hosts = Hosts(place, port, stack, master, [], gate)
+        hosts.join(way)
+        hosts.join()
         until(lambda: all(has_samples(hosts.runs, count=1, worker=number) for number in (0, 1)))
         meanwhile(hosts)
         _, err = master.communicate(timeout=PATIENCE_S)
@@ -119,13 +179,9 @@ def test_a_late_worker_stays_a_spare_until_it_takes_over_from_a_lost_one(
     """What was due between the loss and the take-over is lost, and the verdict says so."""
 
     def lose_one(hosts: Hosts) -> None:
-        hosts.join()
-        folder = only_run(hosts.runs)
-        until(lambda: "3 workers connected" in (folder / "locust.log").read_text())
-        assert runlog.workers_of(folder) == [0, 1]
+        hosts.join_as_spare()
         hosts.workers[0].kill()
-        until(lambda: has_samples(hosts.runs, count=2, worker=2))
-        interrupt(hosts.master)
+        hosts.end_once_the_spare_sends()
 
     exit_code, folder = run(tmp_path, mock_url, meanwhile=lose_one, duration="90s")
     assert exit_code == 4
@@ -150,3 +206,52 @@ def test_a_late_worker_stays_a_spare_until_it_takes_over_from_a_lost_one(
     verdict = summary(folder)["verdict"]
     assert verdict["state"] == "INVALID"
     assert f"{books.lost} planned arrivals are lost with workers" in verdict["reason"]
+
+
+def hang_one(hosts: Hosts) -> None:
+    """Worker 0 stops for six seconds: its spare has its lease, and does not send yet."""
+    folder = hosts.join_as_spare()
+    hosts.workers[0].send_signal(signal.SIGSTOP)
+    time.sleep(6)
+    until(lambda: 2 in runlog.workers_of(folder))
+    hosts.workers[0].send_signal(signal.SIGCONT)
+    hosts.end_once_the_spare_sends()
+
+
+def cut_one_off(hosts: Hosts) -> None:
+    """Worker 0 still reaches the target, but not the master until its spare sends."""
+    folder = hosts.join_as_spare()
+    hosts.gate.clear()
+    until(lambda: any(s.started for s in runlog.read_samples(folder) if s.worker == 2))
+    hosts.gate.set()
+    time.sleep(2)
+    interrupt(hosts.master)
+
+
+@pytest.mark.parametrize("lose_one", [hang_one, cut_one_off])
+def test_a_worker_that_comes_back_has_left_to_its_spare_what_the_spare_took_over(
+    tmp_path: Path, lose_one: Callable[[Hosts], None]
+) -> None:
+    """The target gets each arrival at most once, and each is in the books once: nothing is lost."""
+    exit_code, folder = run(tmp_path, None, meanwhile=lose_one, target="mock", duration="90s")
+    assert exit_code == 4
+    books, records, due_ns = runlog.read_manifest(folder), rows(folder), planned_of(folder)
+    assert [ledger.worker for ledger in books.workers] == [0, 1, 2]
+    assert books.planned == books.started + books.dropped + books.not_started == len(due_ns)
+    assert books.lost == 0
+    assert books.records == len(records) == len({row["seq"] for row in records})
+    assert len(records) == books.started + books.dropped
+    sent = {row["request_id"] for row in records if row["outcome"] != "dropped"}
+    got = truth(folder)
+    assert {len(entries) for entries in got.values()} == {1}
+    assert set(got) == sent
+    seqs = {
+        each.worker: [row["seq"] for row in records if row["worker"] == each.worker] for each in books.workers
+    }
+    (hung,) = {0, 1} - {max(books.workers[:2], key=lambda ledger: ledger.planned).worker}
+    assert {seq % 2 for seq in seqs[hung]} == {seq % 2 for seq in seqs[2]} == {hung}
+    assert max(seqs[hung]) + 2 == min(seqs[2])
+    reason = summary(folder)["verdict"]["reason"]
+    assert f"worker {hung} hung or was cut off at" in reason
+    assert "and worker 2 took its share over from" in reason
+    assert "came back after" in reason

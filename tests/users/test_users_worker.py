@@ -52,9 +52,9 @@ SETUP = """
 CLOSED = {"arrivals": {"process": "closed", "users": 3}, "count": 50}
 
 
-def said_by(script: str) -> Any:
-    """What a script prints as JSON; a failing one fails the test."""
-    command = [sys.executable, "-c", textwrap.dedent(SETUP) + textwrap.dedent(script)]
+def said_by(*scripts: str) -> Any:
+    """What scripts print as JSON, one after the other; a failing one fails the test."""
+    command = [sys.executable, "-c", "".join(map(textwrap.dedent, (SETUP, *scripts)))]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=False, env={"PYTHONPATH": "tests"}
     )
@@ -89,3 +89,97 @@ def test_locust_is_told_of_every_record_in_order_even_by_a_listener_that_waits()
         print(json.dumps(told))
     """)
     assert said == list(range(50))
+
+
+OPEN = {"arrivals": {"process": "constant", "rate": 100}, "count": 40, "max_in_flight": 4}
+FENCED = f"""
+    from harness.users.tenure import Grant
+
+    folder = tempfile.TemporaryDirectory()
+    lines = Lines()
+    scenario = scenarios.from_builtins({OPEN!r})
+    lease = Lease(folder.name, 0, shard=1, shards=2, until_ns=0)
+    worker = Worker(scenario, lease, lines, lambda record: None)
+    for _ in range(4):
+        gevent.spawn(worker.serve, Kind.COMPLETION)
+    def turn():
+        for _ in range(300):
+            gevent.sleep(0)
+
+    worker.start(now_ns() - 10**9)  # everything is overdue, as for one that was away
+"""
+
+
+def test_a_worker_that_was_away_sends_nothing_it_was_not_granted() -> None:
+    said = said_by(
+        FENCED,
+        """
+        turn()
+        ungranted = list(lines.sent)
+        worker.grant(Grant(200_000_000))
+        turn()
+        granted = list(lines.sent)
+        worker.grant(Grant(10**9))
+        worker.exhausted.wait(timeout=20)
+        books = worker.drain(1, lambda: False)
+        print(json.dumps([ungranted, granted, lines.sent, books.planned, books.finished]))
+    """,
+    )
+    assert said == [[], list(range(1, 20, 2)), list(range(1, 40, 2)), 20, 20]
+
+
+def test_what_a_spare_has_taken_over_is_no_longer_in_the_books_of_who_lost_it() -> None:
+    said = said_by(
+        FENCED,
+        """
+        worker.grant(Grant(200_000_000))
+        turn()
+        worker.grant(Grant(300_000_000, last=True))
+        for late_ns in (100_000_000, 10**9):
+            worker.grant(Grant(late_ns))
+        worker.exhausted.wait(timeout=20)
+        books = worker.drain(1, lambda: False)
+        spares = Worker(scenario, Lease(folder.name, 1, 1, 2, since_ns=300_000_000), lines, lambda _: None)
+        print(json.dumps([lines.sent, books.planned, books.started, books.not_started, len(spares._due_ns)]))
+    """,
+    )
+    assert said == [list(range(1, 30, 2)), 15, 15, 0, 5]
+
+
+def test_a_bug_that_ends_the_dispatcher_ends_the_run_and_has_a_name() -> None:
+    said = said_by(
+        FENCED,
+        """
+        prepare = worker._prepare
+        def broken(arrival, requests):
+            if arrival.seq == 7:
+                raise LookupError("no such prompt")
+            return prepare(arrival, requests)
+        worker._prepare = broken
+        gevent.get_hub().print_exception = lambda *_: None
+        worker.grant(Grant(10**9))
+        ended = worker.exhausted.wait(timeout=20)
+        books = worker.drain(1, lambda: False)
+        print(json.dumps([ended, worker.failure, lines.sent, books.started, books.not_started]))
+    """,
+    )
+    assert said == [True, "LookupError: no such prompt", [1, 3, 5], 3, 17]
+
+
+def test_the_event_loop_turns_while_a_long_schedule_is_computed() -> None:
+    """A worker whose heartbeats stop while it computes its share would be taken for lost."""
+    said = said_by("""
+        long = scenarios.from_builtins({"arrivals": {"process": "poisson", "rate": 1e5}, "duration": "3s"})
+        turns = []
+        def beat():
+            while True:
+                turns.append(now_ns())
+                gevent.sleep(0)
+        gevent.spawn(beat)
+        with tempfile.TemporaryDirectory() as folder:
+            worker = Worker(long, Lease(folder, 0, shard=2, shards=3), Lines(), lambda record: None)
+        print(json.dumps([len(turns), len(worker._due_ns)]))
+    """)
+    turns, arrivals = said
+    assert turns >= 14
+    assert 99_000 < arrivals < 101_000

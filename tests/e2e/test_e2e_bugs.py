@@ -1,0 +1,59 @@
+"""A bug of ours ends the run at once, spoils its verdict, and is named there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launching import PATIENCE_S, free_port, launched, locust, only_run, summary, write_scenario
+
+from harness import runlog
+
+pytestmark = pytest.mark.timeout(120)
+
+BROKEN = """
+from harness.users import BatchUser, CompletionUser, StreamUser
+from harness.users.worker import Worker
+
+class Completion(CompletionUser): ...
+class Stream(StreamUser): ...
+class Batch(BatchUser): ...
+prepare, next_turn = Worker._prepare, Worker._next_turn
+
+def broken_prepare(worker, arrival, requests):
+    if arrival.seq == 31:
+        raise LookupError("no such prompt")
+    return prepare(worker, arrival, requests)
+
+def broken_turn(worker, work, records):
+    if work.arrival.seq == 31:
+        raise LookupError("no such prompt")
+    return next_turn(worker, work, records)
+"""
+IN_DISPATCHER = BROKEN + "\nWorker._prepare = broken_prepare\n"
+IN_USER = BROKEN + "\nWorker._next_turn = broken_turn\n"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("locustfile", [IN_DISPATCHER, IN_USER], ids=["dispatcher", "user"])
+def test_a_bug_ends_the_run_with_its_name(
+    mock_url: str, tmp_path: Path, locustfile: str, processes: int
+) -> None:
+    (tmp_path / "broken.py").write_text(locustfile)
+    scenario = write_scenario(tmp_path, duration="60s", telemetry=False, drain="2s")
+    command = locust("--headless", "--host", mock_url, "--scenario", scenario, "--runs", tmp_path / "runs")
+    command[command.index("-f") + 1] = str(tmp_path / "broken.py")
+    if processes > 1:
+        port = str(free_port())
+        command += ["--processes", str(processes), "--master-bind-port", port, "--master-port", port]
+    with launched(command, cwd=tmp_path) as process:
+        process.communicate(timeout=PATIENCE_S)
+    folder = only_run(tmp_path / "runs")
+    assert process.returncode == 4
+    books, verdict = runlog.read_manifest(folder), summary(folder)["verdict"]
+    assert verdict["state"] == "INVALID"
+    bug = f"worker {31 % processes} could not go on, which is a bug: LookupError: no such prompt"
+    assert bug in verdict["reason"]
+    assert books.stop_reason == "interrupted"
+    assert books.imbalances == [bug]
+    assert books.not_started > 1000
