@@ -29,6 +29,7 @@ from harness.mock.media import Asked, Make, whole
 from harness.mock.pacer import Pacer, now_ns
 from harness.mock.plan import Kind, Plan, Step
 from harness.mock.playback import Playback, answered_at_once
+from harness.mock.questions import Endpoint, Refusal
 from harness.mock.siblings import KEEPER, Request, Siblings
 from harness.mock.truth import Entry, Log
 
@@ -83,8 +84,8 @@ class Mock:
         """The other processes of the same mock, if there are any."""
         self._buckets = None if options.limits is None else Buckets(options.limits)
         self._told_unfit: set[str] = set()
-        self._generating = {endpoint.value: endpoint for endpoint in api.Endpoint}
-        self._generating["/beta/chat/completions"] = api.Endpoint.CHAT
+        self._generating = {endpoint.value: endpoint for endpoint in Endpoint}
+        self._generating["/beta/chat/completions"] = Endpoint.CHAT
         self._reading = {"/models": self._models, "/health": self._health, "/__truth": self._truth}
         self._reading |= {"/metrics": self._metrics, "/openapi.json": self._openapi}
         self._pacer: Pacer
@@ -152,13 +153,18 @@ class Mock:
         await self._play(plan, entry, proto, scope.client)
 
     def _plan(
-        self, endpoint: api.Endpoint, body: bytes, entry: Entry, authorization: str | None, fault: str | None
+        self,
+        endpoint: Endpoint,
+        body: bytes,
+        entry: Entry,
+        authorization: str | None,
+        fault: str | None,
     ) -> Plan:
         options = self._options
         if options.api_key is not None and authorization != f"Bearer {options.api_key}":
             return api.refusal(401)
         question = dialects.read(endpoint, body)
-        if isinstance(question, api.Refusal):
+        if isinstance(question, Refusal):
             return api.refusal(question.status, question.message)
         said = api.compose(
             question, request_id=entry.request_id, default_tokens=options.profile.output_tokens
@@ -222,7 +228,7 @@ class Mock:
         if self._options.api_key is not None and key != f"Bearer {self._options.api_key}":
             return api.refusal(401)
         made = make(asked)
-        if isinstance(made, api.Refusal):
+        if isinstance(made, Refusal):
             return api.refusal(made.status, made.message)
         tokens = made.prompt_tokens + made.plan.completion_tokens
         refused, limit_headers = self._limited(entry, key, tokens)

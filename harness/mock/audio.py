@@ -18,9 +18,9 @@ import msgspec
 from msgspec import Meta
 
 from harness.mock import multipart
-from harness.mock.api import Refusal, count_tokens
 from harness.mock.media import Asked, Made, event, read, whole
 from harness.mock.plan import Framing, Kind, Plan, Step
+from harness.mock.questions import Refusal, count_tokens
 
 _RATE = 24_000
 """Samples a second of all sound that goes out: 16 bits, mono, as OpenAI's `pcm`."""

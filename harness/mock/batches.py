@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from harness.mock.api import Refusal
 from harness.mock.files import Files
 from harness.mock.inward import Answer
+from harness.mock.questions import Refusal
 
 ENDPOINTS = (
     "/v1/chat/completions",

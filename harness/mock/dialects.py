@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.mock import api, messages, responses
-from harness.mock.api import Endpoint, Question, Refusal
+from harness.mock import api, messages, questions, responses
 from harness.mock.generation import Said
 from harness.mock.plan import Plan
+from harness.mock.questions import Endpoint, Question, Refusal
 
 
 def read(endpoint: Endpoint, body: bytes) -> Question | Refusal:
@@ -16,7 +16,7 @@ def read(endpoint: Endpoint, body: bytes) -> Question | Refusal:
         return responses.read(body)
     if endpoint is Endpoint.MESSAGES:
         return messages.read(body)
-    return api.read(endpoint, body)
+    return questions.read(endpoint, body)
 
 
 def answer(

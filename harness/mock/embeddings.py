@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from harness.mock.api import Refusal, count_tokens
 from harness.mock.media import Asked, Made, read, whole
+from harness.mock.questions import Refusal, count_tokens
 
 DIMENSIONS = 1536
 """Of a vector whose request does not say: text-embedding-3-small's."""

@@ -13,12 +13,13 @@ from granian._granian import RSGIWebsocketProtocol as WebsocketProtocol
 from granian.rsgi import Scope
 
 from harness.mock import audio, dialects, embeddings, images, inward, realtime
-from harness.mock.api import Endpoint, Refusal, json_plan, refusal
+from harness.mock.api import json_plan, refusal
 from harness.mock.batches import Batches, Created
 from harness.mock.files import Files, page
 from harness.mock.media import Asked, Make, read, whole
 from harness.mock.metrics import Counts, Metrics, Now
 from harness.mock.plan import Plan
+from harness.mock.questions import Endpoint, Refusal
 from harness.mock.tasks import Tasks, in_background
 from harness.mock.truth import Log
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from harness.mock import multipart
-from harness.mock.api import Refusal
+from harness.mock.questions import Refusal
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """What an upload may be for (OpenAI's API reference)."""

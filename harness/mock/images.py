@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from harness.mock.api import Refusal, count_tokens
 from harness.mock.media import Asked, Made, event, read, whole
 from harness.mock.plan import Framing, Kind, Plan, Step
+from harness.mock.questions import Refusal, count_tokens
 
 _TOKENS = {"auto": 272, "low": 272, "medium": 1056, "high": 4160}
 _SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})", re.ASCII)

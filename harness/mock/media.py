@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from harness.mock.api import Refusal
 from harness.mock.plan import Kind, Plan, Step
+from harness.mock.questions import Refusal
 
 _Body = TypeVar("_Body")
 

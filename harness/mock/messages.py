@@ -15,17 +15,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from harness.mock.api import (
-    JSON,
+from harness.mock.api import JSON, SSE, call_id
+from harness.mock.generation import Said, Tool, Wish, unescaped
+from harness.mock.plan import Framing, Kind, Plan, Step
+from harness.mock.questions import (
     MAX_TOKENS,
-    SSE,
     Effort,
     Endpoint,
     Question,
     Refusal,
     Thinking,
     Unfit,
-    call_id,
     called,
     check,
     check_model,
@@ -35,8 +35,6 @@ from harness.mock.api import (
     stops,
     thinking_share,
 )
-from harness.mock.generation import Said, Tool, Wish, unescaped
-from harness.mock.plan import Framing, Kind, Plan, Step
 
 _encode = msgspec.json.Encoder().encode
 

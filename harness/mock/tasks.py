@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from harness.mock.api import Refusal
 from harness.mock.inward import Answer
+from harness.mock.questions import Refusal
 
 _MOST_OPEN = 10_000
 _KEPT = 10_000

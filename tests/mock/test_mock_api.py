@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.mock import api
-from harness.mock.api import Endpoint
+from harness.mock import api, questions
 from harness.mock.cache import PrefixCache
 from harness.mock.plan import END_MARKER, Kind, Plan
+from harness.mock.questions import Endpoint
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi there"}]}
 COMPLETION = {"model": "m", "prompt": "hi there"}
 
 
-def read(endpoint: Endpoint, body: dict) -> api.Question:
-    question = api.read(endpoint, json.dumps(body).encode())
-    assert isinstance(question, api.Question)
+def read(endpoint: Endpoint, body: dict) -> questions.Question:
+    question = questions.read(endpoint, json.dumps(body).encode())
+    assert isinstance(question, questions.Question)
     return question
 
 
@@ -61,15 +61,15 @@ def events(plan: Plan) -> list[dict]:
     ],
 )
 def test_bad_bodies_are_refused(endpoint: Endpoint, body: bytes, status: int):
-    refused = api.read(endpoint, body)
-    assert isinstance(refused, api.Refusal)
+    refused = questions.read(endpoint, body)
+    assert isinstance(refused, questions.Refusal)
     assert refused.status == status
     assert refused.message
 
 
 @given(st.binary(max_size=200))
 def test_no_body_whatever_breaks_the_reader(body: bytes):
-    assert isinstance(api.read(Endpoint.CHAT, body), api.Question | api.Refusal)
+    assert isinstance(questions.read(Endpoint.CHAT, body), questions.Question | questions.Refusal)
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), [("x" * 100, 30), (["x" * 100], 30), ([5, 6, 7], 3), ("", 1)])

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.mock import api, dialects
-from harness.mock.api import Endpoint
+from harness.mock import api, dialects, questions
 from harness.mock.generation import length
 from harness.mock.plan import Kind, Plan
+from harness.mock.questions import Endpoint
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
@@ -28,13 +28,13 @@ ASK = {
 }
 
 
-def read(endpoint: Endpoint, **body: object) -> api.Question | api.Refusal:
+def read(endpoint: Endpoint, **body: object) -> questions.Question | questions.Refusal:
     return dialects.read(endpoint, json.dumps({"model": "m", **ASK[endpoint], **body}).encode())
 
 
 def answer(endpoint: Endpoint, **body: object) -> Plan:
     question = read(endpoint, **body)
-    assert isinstance(question, api.Question), question
+    assert isinstance(question, questions.Question), question
     said = api.compose(question, request_id="r", default_tokens=8)
     return dialects.answer(
         question,
@@ -89,7 +89,7 @@ def events(plan: Plan) -> list[dict]:
 )
 def test_chat_requests_are_refused_in_deepseeks_words(body: dict, status: int, words: str):
     refused = read(Endpoint.CHAT, **body)
-    assert isinstance(refused, api.Refusal)
+    assert isinstance(refused, questions.Refusal)
     assert refused.status == status
     assert words in refused.message
 
@@ -109,7 +109,7 @@ def test_chat_requests_are_refused_in_deepseeks_words(body: dict, status: int, w
 )
 def test_models_think_by_their_default_unless_told(body: dict, share: float):
     question = read(Endpoint.CHAT, **body)
-    assert isinstance(question, api.Question)
+    assert isinstance(question, questions.Question)
     assert question.wish.thinking == share
     assert question.thinks == (share > 0)
 
@@ -213,7 +213,7 @@ def test_tools_count_as_prompt():
 @pytest.mark.parametrize("endpoint", [Endpoint.RESPONSES, Endpoint.MESSAGES])
 @given(st.binary(max_size=80))
 def test_no_body_whatever_breaks_the_other_readers(endpoint: Endpoint, body: bytes):
-    assert isinstance(dialects.read(endpoint, body), api.Question | api.Refusal)
+    assert isinstance(dialects.read(endpoint, body), questions.Question | questions.Refusal)
 
 
 @pytest.mark.parametrize("endpoint", list(Endpoint))

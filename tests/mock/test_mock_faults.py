@@ -8,20 +8,19 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError
-from harness.mock import api, faults, script
+from harness.mock import api, faults, questions, script
 from harness.mock.plan import END_MARKER, Ending, Framing, Kind, Plan
+from harness.mock.questions import Endpoint
 
 TOKENS = 5
 MS = 1_000_000
 
 
-def plan(endpoint: api.Endpoint = api.Endpoint.CHAT, *, stream: bool = True) -> Plan:
-    field = (
-        '"messages":[{"role":"user","content":"hi"}]' if endpoint is api.Endpoint.CHAT else '"prompt":"hi"'
-    )
+def plan(endpoint: Endpoint = Endpoint.CHAT, *, stream: bool = True) -> Plan:
+    field = '"messages":[{"role":"user","content":"hi"}]' if endpoint is Endpoint.CHAT else '"prompt":"hi"'
     body = f'{{"model":"m","max_tokens":{TOKENS},"stream":{str(stream).lower()},{field}}}'
-    question = api.read(endpoint, body.encode())
-    assert isinstance(question, api.Question)
+    question = questions.read(endpoint, body.encode())
+    assert isinstance(question, questions.Question)
     return api.answer(
         question,
         api.compose(question, request_id="r", default_tokens=TOKENS),
@@ -96,8 +95,8 @@ def test_a_stalled_whole_answer_pauses_in_its_middle():
     assert changed.steps[1].at_ns - changed.steps[0].at_ns == 5000 * MS
 
 
-@pytest.mark.parametrize("endpoint", [api.Endpoint.CHAT, api.Endpoint.COMPLETIONS, api.Endpoint.LINES])
-def test_no_done_leaves_out_the_last_event_only(endpoint: api.Endpoint):
+@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.LINES])
+def test_no_done_leaves_out_the_last_event_only(endpoint: Endpoint):
     assert faulty("no_done", plan(endpoint)).steps == plan(endpoint).steps[:-1]
 
 
@@ -105,8 +104,8 @@ def test_no_done_is_nothing_to_an_answer_without_stream():
     assert faults.apply(faults.NoDone(), plan(stream=False)) is None
 
 
-@pytest.mark.parametrize("endpoint", [api.Endpoint.CHAT, api.Endpoint.COMPLETIONS, api.Endpoint.LINES])
-def test_an_error_event_ends_the_stream(endpoint: api.Endpoint):
+@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.LINES])
+def test_an_error_event_ends_the_stream(endpoint: Endpoint):
     changed = faulty("error_event;after=2", plan(endpoint))
     assert tokens_of(changed.steps) == changed.completion_tokens == 2
     last = changed.steps[-1].payload.removeprefix(b"data: ")
@@ -258,7 +257,7 @@ def test_mistakes_in_a_faults_file_are_named(tmp_path: Path, text: str, hint: st
 
 
 def test_the_framings_differ_only_around_the_json():
-    sse, lines = plan(api.Endpoint.COMPLETIONS), plan(api.Endpoint.LINES)
+    sse, lines = plan(Endpoint.COMPLETIONS), plan(Endpoint.LINES)
     assert sse.framing is Framing.SSE
     assert lines.framing is Framing.LINES
     texts = [step.payload.removeprefix(b"data: ").strip() for step in sse.steps[:-1]]

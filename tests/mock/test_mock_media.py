@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.mock import audio, embeddings, images, multipart
-from harness.mock.api import Refusal
 from harness.mock.media import Asked, Made
 from harness.mock.plan import Framing, Kind
+from harness.mock.questions import Refusal
 
 MS = 1_000_000
 

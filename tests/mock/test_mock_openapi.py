@@ -18,8 +18,8 @@ from schemathesis.config import (
 )
 
 from harness.mock import openapi
-from harness.mock.api import Endpoint
 from harness.mock.endpoints import MAKERS
+from harness.mock.questions import Endpoint
 from harness.testing import MockServer
 
 LENGTHS = {"max_tokens": 393_216, "max_completion_tokens": 393_216, "max_output_tokens": 393_216, "n": 128}
