@@ -13,8 +13,11 @@ from msgspec.structs import replace
 
 from harness import conduct, runlog
 from harness.analysis.floor import Floor, Truth, floor
+from harness.analysis.measures import Window
+from harness.analysis.stats import Distribution
 from harness.errors import EngineError
 from harness.mock.process import mock_process
+from harness.report.facts import carried_by
 from harness.report.numbers import NONE, count, quantity, share
 from harness.report.progress import Progress
 from harness.report.tables import Sheet
@@ -41,7 +44,7 @@ _STREAM_S = 1.0
 _GAP_S = 0.020
 _HIGHEST = 65_536
 _MOCK_LATE_S = 0.020
-"""A mock that is later than this is itself the limit."""
+"""A mock that is later than this at P99 is itself the limit."""
 
 Show = Callable[[Progress], None]
 
@@ -50,22 +53,31 @@ def calibrate(
     scenario: Scenario,
     runs: Path,
     *,
+    workers: int = 1,
+    remote: int = 0,
     seconds: float = SECONDS,
     on_progress: Show = lambda _: None,
 ) -> Floor:
     """Measure the noise floor at a scenario's planned load; it is left as calibration.json in a run folder.
 
+    Workers on other machines cannot be had for it: one process here is given one worker's share of the
+    load then, and the floor says so.
+
     Args:
         scenario: whose traffic and load are taken, whatever its target.
         runs: where the run folder is made.
+        workers: processes on this machine that will carry the load.
+        remote: workers on other machines that will carry it instead; 0: none.
         seconds: how long the mock is driven, a second of warm-up included.
         on_progress: called about once a second.
 
     Raises:
         EngineError: the mock or Locust could not start, or no request was answered.
     """
-    folder, truths = _driven(planned(scenario, seconds), runs, on_progress)
-    measured = _floor(folder, truths, (_WARM_UP_S, seconds), scenario.mock.profile)
+    share_of = max(1, remote)
+    load = planned(scenario, seconds, share_of=share_of)
+    folder, truths = _driven(load, runs, on_progress, workers=1 if remote else workers)
+    measured = _floor(folder, truths, (_WARM_UP_S, seconds), scenario.mock.profile, share_of)
     if not measured.requests:
         raise EngineError(f"no request of the calibration was answered: see {folder}")
     keep(measured, folder)
@@ -77,17 +89,23 @@ def keep(measured: Floor, folder: Path) -> None:
     runlog.write_json(folder / "calibration.json", measured)
 
 
-def planned(scenario: Scenario, seconds: float) -> Scenario:
-    """The scenario's busiest load, held for some seconds against the bundled mock without faults."""
+def planned(scenario: Scenario, seconds: float, *, share_of: int = 1) -> Scenario:
+    """The scenario's busiest load, held for some seconds against the bundled mock without faults.
+
+    Args:
+        scenario: whose load is taken.
+        seconds: how long.
+        share_of: one part of the load is taken, of so many.
+    """
     return Scenario(
         name="calibration",
         description=f"The planned load of scenario {scenario.name}, against the bundled mock",
         dialect=scenario.dialect,
         models=scenario.models,
         traffic=scenario.traffic,
-        arrivals=_busiest(scenario, seconds),
+        arrivals=_part(_busiest(scenario, seconds), share_of),
         duration_s=Seconds(seconds),
-        max_in_flight=scenario.max_in_flight,
+        max_in_flight=math.ceil(scenario.max_in_flight / share_of),
         patience_s=scenario.patience_s,
         drain_s=scenario.drain_s,
         seed=scenario.seed,
@@ -104,19 +122,32 @@ def _busiest(scenario: Scenario, seconds: float) -> Closed | Constant | Poisson 
     return Poisson(rate=busiest_count(due_s, seconds) / seconds)
 
 
+def _part(
+    arrivals: Closed | Constant | Poisson | Gamma, share_of: int
+) -> Closed | Constant | Poisson | Gamma:
+    if share_of == 1:
+        return arrivals
+    if isinstance(arrivals, Closed):
+        return replace(arrivals, users=math.ceil(arrivals.users / share_of))
+    return replace(arrivals, rate=arrivals.rate / share_of)
+
+
 def busiest_count(due_s: Sequence[float], seconds: float) -> int:
     """The most arrivals that fall into any window of this length; `due_s` in order. At least 1."""
     within = (bisect_left(due_s, first + seconds) - position for position, first in enumerate(due_s))
     return max(within, default=1)
 
 
-def _driven(scenario: Scenario, runs: Path, on_progress: Show) -> tuple[Path, list[Truth]]:
+def _driven(
+    scenario: Scenario, runs: Path, on_progress: Show, *, workers: int = 1
+) -> tuple[Path, list[Truth]]:
     """Run a scenario against a mock of its own, and give the run folder and the whole truth."""
     with tempfile.TemporaryDirectory(prefix="harness-truth-") as place:
         log = Path(place, "truth.jsonl")
         arguments = ("--profile", scenario.mock.profile, "--seed", str(scenario.seed), "--truth", str(log))
         with mock_process(*arguments) as mock:
-            folder = conduct.conduct(replace(scenario, target=mock.url), runs=runs, on_progress=on_progress)
+            aimed = replace(scenario, target=mock.url)
+            folder = conduct.conduct(aimed, runs=runs, workers=workers, on_progress=on_progress)
         conduct.close(folder)
         return folder, list(_truths(log))
 
@@ -127,38 +158,57 @@ def _truths(log: Path) -> Iterator[Truth]:
         yield decoder.decode(line)
 
 
-def _floor(folder: Path, truths: Sequence[Truth], window: tuple[float, float], profile: str) -> Floor:
-    requests, samples = runlog.read_requests(folder), runlog.read_samples(folder)
-    return floor(requests, truths, samples, window, run=folder.name, profile=Path(profile).stem)
+def _floor(folder: Path, truths: Sequence[Truth], window: Window, profile: str, share_of: int = 1) -> Floor:
+    requests, samples, name = runlog.read_requests(folder), runlog.read_samples(folder), Path(profile).stem
+    return floor(requests, truths, samples, window, run=folder.name, profile=name, share_of=share_of)
 
 
 def sheets(measured: Floor) -> list[Sheet]:
     """The noise floor as tables."""
     titles = {"ttft": "TTFT, added", "response": "response, added", "itl": "ITL, error of a gap"}
-    spreads = [(titles[name], spread) for name, spread in measured.added.items()]
-    spreads.append(("timer lateness", measured.lateness))
+    spreads = [(titles[name], spread) for name, spread in measured.added.items() if spread.n]
+    if measured.lateness.n:
+        spreads.append(("timer lateness", measured.lateness))
     right = ("P50", "P99", "max", "n")
     rows = [
         (
             title,
-            *(quantity(each.quantiles[name].value, "s") if each.n else NONE for name in ("p50", "p99")),
+            *(_at(each, name) for name in ("p50", "p99")),
             quantity(each.maximum, "s"),
             count(each.n),
         )
         for title, each in spreads
     ]
+    low_s, high_s = measured.window_s
+    waits = (_wait(measured.hub_wait_p50_s), _wait(measured.hub_wait_p99_s))
+    span = f"over {quantity(high_s - low_s, 's')}"
+    rows.append(("hub lag at any moment", *waits, quantity(measured.hub_lag_max_s, "s"), span))
     facts = [
-        ("load", f"{quantity(measured.rate_per_s, '1/s')}, profile {measured.profile}"),
+        ("load", f"{quantity(measured.rate_per_s, '1/s')}{carried_by(measured)}"),
+        ("profile", measured.profile),
         ("requests", f"{count(measured.requests)} compared, {count(measured.unmatched)} without a match"),
         ("chunks", f"{count(measured.miscounted)} streams with a chunk too few or too many"),
-        ("hub lag, longest", quantity(measured.hub_lag_max_s, "s")),
+        ("bytes unread, longest", quantity(measured.read_lag_max_s or None, "s")),
         ("CPU", f"{share(measured.cpu_share)} of a core"),
+        ("mock's own lateness, P99", quantity(measured.mock_lateness_p99_s, "s")),
         ("mock's own lateness, longest", quantity(measured.mock_lateness_max_s, "s")),
     ]
     return [
         Sheet("The instrument's own error", ("figure", *right), rows, right),
         Sheet("Measured at", ("", "value"), facts),
     ]
+
+
+def _at(spread: Distribution, name: str) -> str:
+    """A quantile; where n is too small for it, the largest seen, which is a measurement too."""
+    value = spread.quantiles[name].value
+    if value is None:
+        return f"{quantity(spread.maximum, 's')} (max of {count(spread.n)})"
+    return quantity(value, "s")
+
+
+def _wait(wait_s: float) -> str:
+    return quantity(wait_s, "s") if wait_s else "≤ 1 ms"
 
 
 # -- limits ---------------------------------------------------------------------------------------------
@@ -286,9 +336,9 @@ def _trial(load: int, scenario: Scenario, place: Path) -> Trial:
 
 def _cause(measured: Floor, failed: Sequence[str]) -> str:
     """What stands in the way of a higher load: the mock's own failing is told from the instrument's."""
-    if measured.mock_lateness_max_s > _MOCK_LATE_S:
-        late = quantity(measured.mock_lateness_max_s, "s")
-        return f"the mock was {late} late: it is the limit, not the client"
+    if measured.mock_lateness_p99_s > _MOCK_LATE_S:
+        late = quantity(measured.mock_lateness_p99_s, "s")
+        return f"the mock was {late} late at P99: it is the limit, not the client"
     if failed:
         return failed[0]
     if measured.unmatched or measured.miscounted:

@@ -2,8 +2,8 @@
 
     probe.py asks  ─►  facts  ─►  one judging function a check  ─►  Finding (ok, warn, fail; remedy)
 
-A check whose ground another one has taken away (no connection, so no answer) is left out, not failed:
-each cause is named once.
+A check whose ground another one has taken away (no connection, so no answer) is skipped, not failed, and
+says so: each cause is named once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ _BY = {"name": 0.15, "connect": 0.3, "handshake": 0.4, "models": 0.55, "completi
 """By which share of it each must be answered: what one leaves over, the next one has."""
 _CUT_SHORT = 0.75
 """A stream is not read for longer than this share of what is left: what came so far tells enough."""
+CHECKS = (
+    *("open files", "cpus", "name", "connect", "tls", "http/2", "round trip", "key", "models"),
+    *("completion", "streaming", "clock"),
+)
+"""Each has its line, in any case; `tls` where the target's address asks for it."""
 CONNECTS = 10
+ROUND_TRIPS = 3
 GUIDE_S = 0.200
 """Connecting and a bare round trip should not take longer than this."""
 _EXPIRES_SOON_D = 14.0
@@ -60,6 +66,7 @@ class State(StrEnum):
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
+    SKIPPED = "skipped"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -113,7 +120,34 @@ def examine(
     Raises:
         ConfigError: the scenario's data cannot be used.
     """
-    before, began_s = anchor(), time.perf_counter()
+    before = anchor()
+    found: list[Finding] = []
+    for finding in _examined(target, scenario, environ, given=given, context=context, budget_s=budget_s):
+        found.append(finding)
+        yield finding
+    yield from skipped(found, sealed=target.scheme == "https")
+    yield judge_steps(before, anchor())
+
+
+def skipped(found: Sequence[Finding], *, sealed: bool) -> Iterator[Finding]:
+    """A line for each check that another one has made impossible: what is not said is not thought well."""
+    cause = next((each.name for each in found if each.state is State.FAIL), "an answer")
+    missing = [name for name in CHECKS if name not in {each.name for each in found}]
+    for name in missing:
+        if sealed or name != "tls":
+            yield Finding(name, State.SKIPPED, f"not to be known without {cause}")
+
+
+def _examined(
+    target: Target,
+    scenario: Scenario,
+    environ: Mapping[str, str],
+    *,
+    given: bool,
+    context: Callable[[], ssl.SSLContext],
+    budget_s: float,
+) -> Iterator[Finding]:
+    began_s = time.perf_counter()
     until_s = {check: began_s + share * budget_s for check, share in _BY.items()}
     yield from _machine(scenario)
     names = probe.within(until_s["name"], lambda: probe.resolve(target.host))
@@ -140,7 +174,6 @@ def examine(
         h2 = probe.within(until_s["handshake"], lambda: probe.speaks_h2(target.host, target.port))
         yield judge_http2(offered=h2 is True, wanted=batches)
     yield from _api(target, scenario, environ, given=given, context=sealed, until_s=until_s)
-    yield judge_steps(before, anchor())
 
 
 def _machine(scenario: Scenario) -> Iterator[Finding]:
@@ -164,9 +197,14 @@ def _api(
     until_s: Mapping[str, float],
 ) -> Iterator[Finding]:
     with probe.client(target, context) as by:
-        listed = probe.within(until_s["models"], lambda: probe.ask(by, "/v1/models"))
+        path, by_s = "/v1/models", until_s["models"]
+        listed = probe.within(by_s, lambda: probe.ask(by, path))
         if isinstance(listed, Reply) and listed.status == 404:
-            listed = probe.within(until_s["models"], lambda: probe.ask(by, "/models"))
+            path = "/models"
+            listed = probe.within(by_s, lambda: probe.ask(by, path))
+        trips: list[float] | Fault = Fault("no list")
+        if isinstance(listed, Reply):
+            trips = probe.within(by_s, lambda: probe.round_trips(by, path, ROUND_TRIPS))
         whole, pieces = trials(scenario, None if given else _first_model(listed))
         asks, streams = DIALECTS[whole.dialect], DIALECTS[pieces.dialect]
         answered = probe.within(until_s["completion"], lambda: probe.ask(by, asks.path, asks.encode(whole)))
@@ -177,14 +215,17 @@ def _api(
         )
     statuses = [each.status for each in (listed, answered, streamed) if not isinstance(each, Fault)]
     source = next((name for name in key_variables(target.url) if environ.get(name)), None)
+    if not isinstance(trips, Fault):
+        yield judge_round_trips(trips)
     if statuses:
         yield judge_key(statuses, source, key_variables(target.url))
     if not {401, 402, 403} & set(statuses):
         yield judge_models(listed, models(scenario) if given else ())
         yield judge_completion(answered, _whole_answer(answered, whole))
         yield judge_streaming(streamed, payloads(streamed, pieces))
-    if isinstance(answered, Reply):
-        yield judge_clock(answered)
+    dated = next((each for each in (answered, listed) if isinstance(each, Reply)), None)
+    if dated is not None:
+        yield judge_clock(dated)
 
 
 def trials(scenario: Scenario, model: str | None = None) -> tuple[Request, Request]:
@@ -285,6 +326,15 @@ def spread(times_s: Sequence[float]) -> str:
     ordered, n = sorted(times_s), len(times_s)
     p50, p99 = (quantity(ordered[math.ceil(n * p) - 1], "s") for p in (0.5, 0.99))
     return f"P50 {p50}, P99 {p99} ({f'the longest of {n}' if n < 100 else f'n = {n}'})"
+
+
+def judge_round_trips(times_s: Sequence[float], guide_s: float = GUIDE_S) -> Finding:
+    """A request that costs the server nothing is answered within the guide."""
+    measured = spread(times_s)
+    if max(times_s) > guide_s:
+        remedy = f"guide: {quantity(guide_s, 's')}. Load from nearer to the target, or mind it in TTFT"
+        return Finding("round trip", State.WARN, measured, remedy)
+    return Finding("round trip", State.OK, measured)
 
 
 def judge_tls(tls: Tls | Fault, now_s: float) -> Finding:

@@ -205,6 +205,13 @@ def ask(by: httpx.Client, path: str, body: bytes | None = None) -> Reply | Fault
     return Reply(answer.status_code, dict(answer.headers), read, took_s, asked_s)
 
 
+def round_trips(by: httpx.Client, path: str, count: int) -> list[float] | Fault:
+    """GET a path some times, on a connection that stands; how long each took, in seconds."""
+    replies = [ask(by, path) for _ in range(count)]
+    fault = next((each for each in replies if isinstance(each, Fault)), None)
+    return fault or [each.took_s for each in replies if isinstance(each, Reply)]
+
+
 def ask_stream(by: httpx.Client, path: str, body: bytes, until_s: float = math.inf) -> Streamed | Fault:
     """POST a JSON body and stamp each read of the answer, up to its end or the first one after `until_s`."""
     began_s = time.perf_counter()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import calibrate as calibration
+from harness import runlog
 from harness.analysis.floor import Floor
+from harness.analysis.stats import distribution
 from harness.calibrate import Limit, Trial, at_rate, at_streams, busiest_count, highest, planned
 from harness.mock.latency import load_profile, token_offsets_ns
+from harness.report.facts import floor_line
 from harness.report.tables import tables
 from harness.workload import scenario as scenarios
 from harness.workload import schedule
@@ -52,6 +59,83 @@ def test_a_changing_load_is_calibrated_at_its_busiest() -> None:
     found = planned(Scenario(arrivals=steps), 3).arrivals
     assert isinstance(found, Poisson)
     assert 45 < found.rate < 90
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "share"),
+    [(Poisson(rate=40), Poisson(rate=10)), (Closed(users=9, think_time_s=Seconds(1)), Closed(3, Seconds(1)))],
+)
+def test_one_worker_s_share_of_a_load_is_its_part_of_the_rate_or_the_users(arrivals, share) -> None:
+    found = planned(Scenario(arrivals=arrivals, max_in_flight=101), 3, share_of=4)
+    assert found.arrivals == share
+    assert found.max_in_flight == 26
+    scenarios.check(found, "calibration")
+
+
+@pytest.mark.parametrize(
+    ("asked", "carried", "said"),
+    [
+        ({"workers": 3}, (3, 60), " by 3 workers (n"),
+        ({"remote": 4}, (1, 15), ", one worker's share of 4, on this machine instead of theirs (n"),
+        ({}, (1, 60), "60 /s (n"),
+    ],
+)
+def test_the_load_is_carried_as_the_run_will_carry_it(monkeypatch, tmp_path, asked, carried, said) -> None:
+    """Or, where the workers are elsewhere, as one of them will; the floor says which."""
+    driven: list[tuple[Scenario, int]] = []
+
+    def drive(scenario: Scenario, runs: Path, _: object, *, workers: int):
+        driven.append((scenario, workers))
+        runlog.write_json(runs / "calibration.json", {})
+        return runs, []
+
+    def measure(_folder, _truths, _window, _profile, share_of: int) -> Floor:
+        return floor_of(400, workers=driven[0][1], share_of=share_of)
+
+    monkeypatch.setattr(calibration, "_driven", drive)
+    monkeypatch.setattr(calibration, "_floor", measure)
+    found = calibration.calibrate(Scenario(arrivals=Constant(rate=60)), tmp_path, **asked)
+    ((scenario, workers),) = driven
+    assert isinstance(scenario.arrivals, Constant)
+    assert (workers, scenario.arrivals.rate) == carried
+    assert said in floor_line(found)
+
+
+def floor_of(n: int, **values) -> Floor:
+    """A floor of 1 ms, but for the streams that there were none of."""
+    spread = distribution(np.full(n, 0.001), "response", "s")
+    none = distribution(np.empty(0), "ttft", "s")
+    fields = {
+        "run": "r",
+        "profile": "demo",
+        "window_s": (1.0, 5.0),
+        "rate_per_s": 60.0,
+        "requests": n,
+        "unmatched": 0,
+        "miscounted": 0,
+        "added": {"ttft": none, "response": spread, "itl": none},
+        "lateness": spread,
+        "hub_lag_max_s": 0.004,
+        "cpu_share": 0.1,
+        "mock_lateness_max_s": 0.001,
+    }
+    return Floor(**(fields | values))
+
+
+def test_the_tables_show_what_was_measured_and_nothing_else() -> None:
+    text = tables(calibration.sheets(floor_of(105, hub_wait_p99_s=0.003)))
+    assert "TTFT" not in text
+    assert "ITL" not in text
+    (line,) = (line for line in text.splitlines() if line.startswith("response, added"))
+    assert re.split(r"  +", line) == ["response, added", "1.00 ms", "1.00 ms (max of 105)", "1.00 ms", "105"]
+    (line,) = (line for line in text.splitlines() if line.startswith("hub lag"))
+    assert re.split(r"  +", line)[1:] == ["≤ 1 ms", "3.00 ms", "4.00 ms", "over 4.00 s"]
+
+
+@pytest.mark.parametrize(("p99_s", "longest_s", "blamed"), [(0.004, 0.5, False), (0.03, 0.03, True)])
+def test_one_late_write_does_not_make_the_mock_the_limit(p99_s, longest_s, blamed) -> None:
+    measured = floor_of(400, mock_lateness_p99_s=p99_s, mock_lateness_max_s=longest_s)
+    assert ("the mock was" in calibration._cause(measured, [])) is blamed
 
 
 @pytest.mark.parametrize(

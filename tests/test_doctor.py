@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import socket
 import ssl
 import threading
 import time
@@ -271,7 +272,9 @@ def test_a_proxy_that_buffers_is_found_and_named() -> None:
     assert found["streaming"].state is State.FAIL
     assert "1.1 hoarder (via)" in found["streaming"].remedy
     assert found["completion"].state is State.OK
-    assert asked == ["/v1/models", "/v1/chat/completions", "/v1/chat/completions"]
+    models = ["/v1/models"] * (1 + doctor.ROUND_TRIPS)
+    assert asked == [*models, "/v1/chat/completions", "/v1/chat/completions"]
+    assert "the longest of 3" in found["round trip"].measured
     assert probe.CONNECT_TIMEOUT_S < probe.TIMEOUT_S
     assert len(asked) + doctor.CONNECTS + 2 <= 20
 
@@ -290,8 +293,8 @@ def test_a_refused_key_is_one_finding_and_is_never_shown(status: int) -> None:
         found = examined(url, key=KEY)
     assert found["key"].state is State.FAIL
     assert f"HTTP {status}" in found["key"].measured
-    assert "completion" not in found
-    assert "streaming" not in found
+    for name in ("models", "completion", "streaming"):
+        assert (found[name].state, found[name].measured) == (State.SKIPPED, "not to be known without key")
     shown = (
         tables([doctor.sheet(url, list(found.values()))]) + msgspec.json.encode(list(found.values())).decode()
     )
@@ -340,7 +343,7 @@ def test_a_wrong_certificate_ends_the_examination_with_its_reason(name: str, tru
         found = examined(url, trusted=authority if trusts else None)
     assert found["tls"].state is State.FAIL
     assert found["tls"].measured.startswith("certificate not trusted")
-    assert "completion" not in found
+    assert found["completion"].measured == "not to be known without tls"
     assert asked == []
 
 
@@ -385,7 +388,7 @@ def test_each_failure_that_the_mock_can_have_is_found_with_its_remedy(
     assert found[check].state is State.FAIL
     assert measured in found[check].measured
     assert remedy in found[check].remedy
-    assert all(each.remedy for each in found.values() if each.state is not State.OK)
+    assert all(each.remedy for each in found.values() if each.state in {State.FAIL, State.WARN})
 
 
 def test_a_server_that_wants_another_key_says_so() -> None:
@@ -410,7 +413,7 @@ def test_a_certificate_that_has_expired_or_is_nobody_s_is_named(
     assert found["tls"].state is State.FAIL
     assert f"{probe.NOT_TRUSTED}: {reason}" in found["tls"].measured
     assert "SSL_CERT_FILE" in found["tls"].remedy
-    assert "completion" not in found
+    assert found["completion"].measured == "not to be known without tls"
 
 
 def test_ssl_cert_file_makes_a_self_signed_certificate_a_trusted_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,8 +481,22 @@ def test_a_server_that_never_answers_is_given_up_within_the_budget() -> None:
         found = examined(mock.url, budget_s=2)
         took_s = time.perf_counter() - started_s
     assert found["completion"].measured == found["streaming"].measured == "no answer in time"
+    assert {*found} == {*doctor.CHECKS, "clock steps"} - {"tls"}
+    assert found["key"].state is State.OK  # the model list was answered
     assert took_s < 5 < 2 * probe.TIMEOUT_S
     assert doctor.BUDGET_S < 10
+
+
+def test_each_check_has_its_line_where_a_server_accepts_and_never_speaks() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        found = examined(f"http://127.0.0.1:{silent.getsockname()[1]}", budget_s=1)
+    assert {*found} == {*doctor.CHECKS, "clock steps"} - {"tls"}
+    assert {name for name, each in found.items() if each.state is State.SKIPPED} == {
+        "round trip",
+        "key",
+        "clock",
+    }
+    assert found["key"].measured == "not to be known without completion"
 
 
 def test_an_answer_that_never_ends_is_read_no_longer_than_the_budget() -> None:
@@ -520,7 +537,8 @@ def test_the_command_prints_findings_and_exits_1_where_one_failed() -> None:
     assert answer.exit_code == 1
     findings = json.loads(answer.stdout)
     assert {"name", "state", "measured", "remedy"} == set(findings[0])
-    assert findings[-1]["state"] == "fail"
+    states = {each["name"]: each["state"] for each in findings}
+    assert (states["connect"], states["key"]) == ("fail", "skipped")
 
 
 def test_the_command_starts_a_mock_if_asked_to() -> None:

@@ -45,6 +45,10 @@ class Budgets:
     """... but not below what a busy machine's scheduler does to anybody."""
     hub_lag_p99_s: float = 0.025
     """What an event at a random moment waits for the loop, at P99: as much as an arrival may be late."""
+    read_lag_s: float = 0.100
+    """Longest time that bytes lay in the kernel before they were read. A read bears the stamp of its last
+    segment, so that what came before it may bear one that is too late by as much. Bounded by the tightest
+    judged latency as `hub_lag_s` is: the two see one fault from both sides."""
     gc_pause_s: float = 0.050
     """Longest garbage collection: half of what the event loop may be away in all."""
     files_share: float = 0.9

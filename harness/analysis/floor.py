@@ -11,6 +11,7 @@ its writing and reading, and the loopback both ways; in a closed loop it counts 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from harness.analysis.health import waited
 from harness.analysis.measures import Window
-from harness.analysis.stats import Distribution, distribution
+from harness.analysis.stats import Distribution, distribution, nearest_rank
 from harness.record import Outcome, Sample
 
 FACTOR = 3.0
 """A figure must be this many times the floor to be resolved: then the floor is at most a third of it."""
+
+_NOT_TOLD_APART_S = 0.001
+"""Shorter stalls of the event loop are not in the samples."""
 
 _FLOOR_OF = {"itl": "itl", "itl_longest": "itl", "tpot": "itl", "response": "response", "service": "response"}
 
@@ -64,6 +69,19 @@ class Floor(msgspec.Struct, frozen=True):
     """Of one core, mean over the workers."""
     mock_lateness_max_s: float
     """By how much the mock missed its own due times: it is in neither side's figures."""
+    mock_lateness_p99_s: float = 0.0
+    """Of all its writes, at least: only the latest of each request is known, and the rest count as in time.
+    So one stall, which every open stream meets once, is not taken for a mock that cannot keep up."""
+    hub_wait_p50_s: float = 0.0
+    """What an event at a random moment waits for the event loop (`health.waited`) of the worst worker;
+    anything up to a millisecond is not told apart and stands as 0."""
+    hub_wait_p99_s: float = 0.0
+    read_lag_max_s: float = 0.0
+    """Longest time that bytes lay in the kernel unread; 0: not known."""
+    workers: int = 1
+    """Processes that carried the load, all on this machine."""
+    share_of: int = 1
+    """The load was one in so many parts of the plan: one worker's, where they are on other machines."""
 
 
 def floor(
@@ -74,6 +92,7 @@ def floor(
     *,
     run: str,
     profile: str,
+    share_of: int = 1,
 ) -> Floor:
     """Compare a run's records with the truth.
 
@@ -84,6 +103,7 @@ def floor(
         window: seconds from the run's start; requests that were due (or began) in it are compared.
         run: the run folder's name.
         profile: of the mock.
+        share_of: see `Floor.share_of`.
     """
     by_id = {truth.request_id: truth for truth in truths}
     judged = [row for row in _rows(requests) if window[0] <= _origin_ns(row) / 1e9 < window[1]]
@@ -106,6 +126,9 @@ def floor(
     itl_ns = [np.abs(np.diff(row["chunk_ns"]) - np.diff(truth.chunk_ns)) for row, truth in equal]
     # The last sample holds Locust's own stop, which costs the event loop some 60 ms: no traffic meets it.
     healthy = [each for each in samples if _middle_s(each) >= window[0] and each.t_ns / 1e9 <= window[1]]
+    by_worker: dict[int, list[Sample]] = defaultdict(list)
+    for each in healthy:
+        by_worker[each.worker].append(each)
     late_ns = [row["started_ns"] - row["due_ns"] for row, _ in pairs if row["due_ns"] is not None]
     return Floor(
         run=run,
@@ -124,6 +147,12 @@ def floor(
         hub_lag_max_s=max((sample.hub_lag_max_ns for sample in healthy), default=0) / 1e9,
         cpu_share=_cpu_share(healthy),
         mock_lateness_max_s=max((truth.lateness_max_ns for _, truth in pairs), default=0) / 1e9,
+        mock_lateness_p99_s=_mock_lateness_p99_s([truth for _, truth in pairs]),
+        hub_wait_p50_s=_waited(by_worker.values(), 0.5),
+        hub_wait_p99_s=_waited(by_worker.values(), 0.99),
+        read_lag_max_s=max((sample.read_lag_max_ns for sample in healthy), default=0) / 1e9,
+        workers=max(1, len({sample.worker for sample in samples})),
+        share_of=share_of,
     )
 
 
@@ -173,6 +202,18 @@ def _distribution(
 def _middle_s(sample: Sample) -> float:
     """The middle of the second that a sample sums up."""
     return sample.t_ns / 1e9 - sample.wall_s / 2
+
+
+def _mock_lateness_p99_s(truths: Sequence[Truth]) -> float:
+    latest_ns = sorted((truth.lateness_max_ns for truth in truths), reverse=True)
+    writes = sum(max(1, len(truth.chunk_ns)) for truth in truths)
+    above = writes - nearest_rank(writes, 0.99) if writes else 0
+    return latest_ns[above] / 1e9 if above < len(latest_ns) else 0.0
+
+
+def _waited(workers: Iterable[Sequence[Sample]], p: float) -> float:
+    wait_s = max((waited(mine, p) for mine in workers), default=0.0)
+    return wait_s if wait_s > _NOT_TOLD_APART_S else 0.0
 
 
 def _cpu_share(samples: Sequence[Sample]) -> float:

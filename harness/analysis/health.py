@@ -35,6 +35,7 @@ def check_health(
     yield _cpu(workers, run, budgets)
     yield _hub_lag(chosen, objectives, budgets)
     yield _hub_lag_p99(workers, budgets)
+    yield from _read_lag(chosen, run, objectives, budgets)
     yield _collections(chosen, budgets)
     yield from _files(chosen, budgets)
     yield from _littles_law(measures, workers, window, objectives, budgets)
@@ -77,8 +78,13 @@ def _cpu(workers: dict[int, list[Sample]], run: Run, budgets: Budgets) -> Check:
         unit="cores",
         n=sum(map(len, workers.values())),
         cause=f"the busiest worker used {worst:.0%} of a core over {budgets.cpu_span_s:g} s",
-        remedy="" if passed else f"raise --workers to {math.ceil(run.workers * worst / 0.6)}",
+        remedy="" if passed else _more_workers(run.workers, worst, budgets.cpu_share),
     )
+
+
+def _more_workers(workers: int, share: float, allowed: float) -> str:
+    needed = math.ceil(workers * share / allowed) if allowed else 0
+    return f"raise --workers to {max(workers + 1, needed)}"
 
 
 def _busiest(samples: Sequence[Sample], span_s: float) -> float:
@@ -97,10 +103,7 @@ _FREE_THE_CPU = "free this machine's CPU, or raise --workers"
 
 
 def _hub_lag(samples: Sequence[Sample], objectives: Sequence[Criterion], budgets: Budgets) -> Check:
-    tightest = tightest_threshold(objectives)
-    budget = budgets.hub_lag_s
-    if tightest is not None:
-        budget = max(budgets.hub_lag_floor_s, min(budget, budgets.hub_lag_of_threshold * tightest))
+    budget = _bounded(budgets.hub_lag_s, objectives, budgets)
     lag = max(each.hub_lag_max_ns for each in samples) / 1e9
     passed = lag <= budget
     return Check(
@@ -111,6 +114,36 @@ def _hub_lag(samples: Sequence[Sample], objectives: Sequence[Criterion], budgets
         unit="s",
         n=len(samples),
         cause=f"the event loop was away for up to {shown(lag)}, {shown(budget)} are allowed",
+        remedy="" if passed else _FREE_THE_CPU,
+    )
+
+
+def _bounded(budget_s: float, objectives: Sequence[Criterion], budgets: Budgets) -> float:
+    """The budget, or the share of the tightest judged time that is lower, but never below the floor."""
+    tightest = tightest_threshold(objectives)
+    if tightest is None:
+        return budget_s
+    return max(budgets.hub_lag_floor_s, min(budget_s, budgets.hub_lag_of_threshold * tightest))
+
+
+def _read_lag(
+    samples: Sequence[Sample], run: Run, objectives: Sequence[Criterion], budgets: Budgets
+) -> Iterator[Check]:
+    """Did the reader keep up with the kernel? Its stamps are only as exact as that."""
+    lag = max(each.read_lag_max_ns for each in samples) / 1e9
+    if run.stamps != "kernel" or not lag:
+        return
+    budget = _bounded(budgets.read_lag_s, objectives, budgets)
+    passed = lag <= budget
+    yield Check(
+        "read_lag",
+        passed=passed,
+        observed=lag,
+        budget=budget,
+        unit="s",
+        n=len(samples),
+        cause=f"bytes lay in the kernel for up to {shown(lag)} before they were read, "
+        f"{shown(budget)} are allowed",
         remedy="" if passed else _FREE_THE_CPU,
     )
 

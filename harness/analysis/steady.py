@@ -1,6 +1,6 @@
 """Which part of a run is judged: from where on it was steady, to where its arrivals end.
 
-    window: [10s, 50s]        just that, as far as the arrivals went
+    window: [10s, 50s]        just that, as far as the arrivals went; so too `harness report --window 10s,50s`
     steady_state: mser5       from the warm-up's end or MSER-5's cut, whichever is later
     else                      from the warm-up's end
                               ... to the end of the arrivals: the cool-down after them is not judged
@@ -39,6 +39,7 @@ def judged_part(
     warm_up_s: float,
     duration_s: float | None,
     fixed: Window | None = None,
+    fixed_by: str = "the scenario",
     mser5: bool = False,
 ) -> Part:
     """Find the window of a run.
@@ -47,13 +48,14 @@ def judged_part(
         measures: of the run.
         warm_up_s: arrivals before this are not judged.
         duration_s: as in `measures.judged_window`.
-        fixed: the scenario's own window; of a run that ended before it, what there is of it.
+        fixed: a window that is given; of a run that ended before it, what there is of it.
+        fixed_by: by whom, in words.
         mser5: whether to cut off what came before the steady state.
     """
     start_s, end_s = judged_window(measures, warm_up_s=warm_up_s, duration_s=duration_s)
     if fixed is not None:
         low_s, high_s = map(float, fixed)
-        rule = f"fixed by the scenario: {low_s:g} s to {high_s:g} s"
+        rule = f"fixed by {fixed_by}: {low_s:g} s to {high_s:g} s"
         return Part((min(low_s, end_s), min(high_s, end_s)), rule)
     begin = f"the warm-up of {warm_up_s:g} s" if warm_up_s else "the start"
     if not mser5:

@@ -26,6 +26,8 @@ from harness.analysis.measures import FROM_START, Floats, Mask, Measures, Window
 from harness.analysis.stats import allowed_share, nearest_rank, per_second
 from harness.record import Manifest, Run, Sample, TelemetryLedger
 
+_AWAY = {"hub_lag", "hub_lag_p99", "read_lag"}
+
 
 class Validity(msgspec.Struct, frozen=True):
     """The instrument's judgement of itself."""
@@ -66,7 +68,7 @@ def validate(
     """
     health = list(check_health(measures, samples, window, run=run, objectives=objectives, budgets=budgets))
     # An event loop that was away reads a stream in one piece itself: no proxy is to blame then.
-    starved = any(not check.passed and check.name.startswith("hub_lag") for check in health)
+    starved = any(not check.passed and check.name in _AWAY for check in health)
     checks = [
         _recorded(measures),
         _completed(manifest),

@@ -6,7 +6,8 @@
 
 The stamp is taken before anything is decrypted or parsed. With `kernel` stamps it is the time at
 which the kernel received the bytes (SO_TIMESTAMPNS), so that a busy client does not show up as server
-latency; bytes of several segments in one read bear the last one's stamp.
+latency; bytes of several segments in one read bear the last one's stamp, so the reader must keep up,
+and READ_LAG says for how long it did not.
 
 gevent is used by name: the module works with and without monkey patching.
 """
@@ -34,34 +35,84 @@ from harness.record import Outcome
 # The plain socket class, which no monkey patch replaces: all waiting is done here, in the hub.
 _socket = get_original("socket", "socket")
 _poll = get_original("select", "poll")
+_sleep = get_original("time", "sleep")
 
 _READ_BYTES = 65_536
 _READ, _WRITE = 1, 2
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module has no name for it
 _TIMESPEC = struct.Struct("qq")
 _ANCILLARY_BYTES = names.CMSG_SPACE(_TIMESPEC.size) if hasattr(names, "CMSG_SPACE") else 0
-_STEP_NS = 1_000_000
+_PROBES = 10
+_PROBE_S = 0.02
+"""A kernel begins to stamp a moment after the first socket asked for it: so long each probe waits."""
 
 STAMPS = "kernel" if sys.platform == "linux" and sys.maxsize > 2**32 else "user"
-"""Where read stamps come from by default on this platform."""
+"""Where read stamps are asked for on this platform; `read_stamps` says where they then come from."""
+
+
+@lru_cache
+def read_stamps() -> str:
+    """Where this process's read stamps really come from: `kernel`, or `user` if the kernel gives none.
+
+    Asked once, of a connection to ourselves: some sandboxes take the option and then stamp nothing.
+    """
+    return STAMPS if STAMPS == "user" or _kernel_stamps() else "user"
+
+
+def _kernel_stamps() -> bool:
+    try:
+        with _socket(names.AF_INET, names.SOCK_STREAM) as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(1)
+            listener.settimeout(1.0)
+            with _socket(names.AF_INET, names.SOCK_STREAM) as reader:
+                reader.settimeout(1.0)
+                _ask_for_stamps(reader)
+                reader.connect(listener.getsockname())
+                peer, _ = listener.accept()
+                with peer:
+                    return any(_stamped(peer, reader) for _ in range(_PROBES))
+    except OSError:
+        return False
+
+
+def _stamped(peer: Any, reader: Any) -> bool:
+    peer.send(b"?")
+    _, ancillary, _, _ = reader.recvmsg(1, _ANCILLARY_BYTES)
+    if any(len(value) == _TIMESPEC.size for *_, value in ancillary):
+        return True
+    _sleep(_PROBE_S)
+    return False
+
+
+class ReadLag:
+    """For how long bytes lay in the kernel before this process read them."""
+
+    __slots__ = ("longest_ns",)
+
+    def __init__(self) -> None:
+        self.longest_ns = 0
+
+    def take(self) -> int:
+        """The longest since the last call, in nanoseconds; 0 with `user` stamps, which cannot tell."""
+        longest_ns, self.longest_ns = self.longest_ns, 0
+        return longest_ns
+
+
+READ_LAG = ReadLag()
+"""Of all connections of this process."""
 
 
 class WallOffset:
     """Wall clock minus monotonic clock, kept fresh: kernel stamps are in wall time."""
 
     def __init__(self) -> None:
-        self.ns = 0
-        self.steps = 0
-        """How often the wall clock was seen to jump by more than a millisecond."""
         self.refresh()
 
     def refresh(self) -> None:
         """Read both clocks; called with every sweep of the deadlines, so that a step is soon noticed."""
         now = anchor()
-        offset = now.wall_ns - now.monotonic_ns
-        if self.ns and abs(offset - self.ns) > _STEP_NS:
-            self.steps += 1
-        self.ns = offset
+        self.ns = now.wall_ns - now.monotonic_ns
 
 
 WALL = WallOffset()
@@ -202,7 +253,7 @@ class Transport:
         except OSError as error:
             self._ended(error)
             return
-        stamp_ns = now_ns()
+        stamp_ns = read_ns = now_ns()
         if kernel_ns is not None and kernel_ns < stamp_ns:
             stamp_ns = kernel_ns
         # Stamps of one connection never run backwards, whatever the wall clock does.
@@ -210,6 +261,7 @@ class Transport:
             stamp_ns = self.floor_ns
         else:
             self.floor_ns = stamp_ns
+        READ_LAG.longest_ns = max(READ_LAG.longest_ns, read_ns - stamp_ns)
         if not piece:
             self._ended(None)
         elif self._tls is None:
@@ -330,11 +382,12 @@ def connect(
         timeout_ns: for all of it together.
         tls: a shared context, or None for plain TCP.
         protocol: what ALPN must agree on; HTTP/1.1 may go unsaid.
-        stamps: `kernel` or `user`.
+        stamps: `kernel`, where the kernel gives any (`read_stamps`), or `user`.
 
     Raises:
         UnreachableError: with the outcome and its text.
     """
+    stamps = read_stamps() if stamps == "kernel" else stamps
     sock = None
     with gevent.Timeout(max(timeout_ns, 0) / 1e9) as timeout:
         try:
@@ -397,13 +450,17 @@ def _connect_one(sock: Any, address: Any, stamps: str) -> None:
     sock.setblocking(False)
     sock.setsockopt(names.IPPROTO_TCP, names.TCP_NODELAY, 1)
     if stamps == "kernel":
-        sock.setsockopt(names.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        _ask_for_stamps(sock)
     code = sock.connect_ex(address)
     if code in {errno.EINPROGRESS, errno.EWOULDBLOCK}:
         _until(sock, _WRITE)
         code = sock.getsockopt(names.SOL_SOCKET, names.SO_ERROR)
     if code:
         raise OSError(code, os.strerror(code))
+
+
+def _ask_for_stamps(sock: Any) -> None:
+    sock.setsockopt(names.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, Any]]:

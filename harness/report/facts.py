@@ -89,8 +89,12 @@ def meaning(measure: str) -> str:
 
 
 def headline(report: RunReport) -> str:
-    """The verdict in one sentence."""
-    return sentence(report.verdict.reason)
+    """The verdict in one sentence; where the instrument failed, `remedies` says of what."""
+    validity = report.verdict.validity
+    if validity.valid:
+        return sentence(report.verdict.reason)
+    failed = sum(not check.passed for check in validity.checks)
+    return sentence(f"the instrument failed {failed} of its {len(validity.checks)} checks")
 
 
 # XML 1.0 cannot hold these, escaped or not; a terminal obeys some of them.
@@ -107,9 +111,26 @@ def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
-def remedies(verdict: Verdict) -> list[str]:
-    """What to do about the instrument, if it failed."""
-    return [sentence(each.remedy) for each in verdict.validity.checks if not each.passed and each.remedy]
+class Remedy(msgspec.Struct, frozen=True):
+    """What to do about the instrument, and all that it is for."""
+
+    action: str
+    causes: list[str]
+
+
+def remedies(verdict: Verdict) -> list[Remedy]:
+    """What to do about the instrument, if it failed: each once, with every cause that asks for it."""
+    causes: dict[str, list[str]] = {}
+    for each in verdict.validity.checks:
+        if not each.passed:
+            causes.setdefault(sentence(each.remedy) if each.remedy else "", []).append(sentence(each.cause))
+    return [Remedy(action, list(dict.fromkeys(of))) for action, of in causes.items()]
+
+
+def remedy_line(remedy: Remedy) -> str:
+    """The causes, then what to do about them."""
+    action = f"Remedy: {remedy.action}" if remedy.action else ""
+    return " ".join([*remedy.causes, action]).rstrip()
 
 
 def objective_rows(report: RunReport) -> list[ObjectiveRow]:
@@ -125,7 +146,7 @@ def _objective_row(judged: Judged, floor: Floor | None) -> ObjectiveRow:
         expression=objective.expression,
         scope=objective.kind or "all",
         state=judged.state,
-        observed=numbers.figure_text(judged.observed) + _unresolved(judged, floor),
+        observed=numbers.figure_text(judged.observed) + unresolved(judged, floor),
         bad=f"{numbers.count(judged.bad)} of {numbers.count(judged.n)}",
         bound=_bound(judged),
         allowed=numbers.target_share(allowed_share(objective.target)),
@@ -135,25 +156,45 @@ def _objective_row(judged: Judged, floor: Floor | None) -> ObjectiveRow:
     )
 
 
-def _unresolved(judged: Judged, floor: Floor | None) -> str:
-    """A mark beside a figure that the instrument is too coarse for."""
-    value, measure = judged.observed.value, judged.objective.measure
-    if floor is None or value is None or judged.observed.unit != "s" or resolvable(value, floor, measure):
+def resolved(judged: Judged, floor: Floor | None) -> bool | None:
+    """Whether the instrument is fine enough for what is judged: the figure, or the limit where there is none.
+
+    None where it was not calibrated, and of what is no time.
+    """
+    if floor is None or judged.observed.unit != "s":
+        return None
+    value = judged.objective.threshold if judged.observed.value is None else judged.observed.value
+    return None if value is None else resolvable(value, floor, judged.objective.measure)
+
+
+def unresolved(judged: Judged, floor: Floor | None) -> str:
+    """A mark beside a figure that the instrument is too coarse for, or a limit."""
+    if resolved(judged, floor) is not False:
         return ""
-    return ", not resolvable"
+    return ", limit not resolvable" if judged.observed.value is None else ", not resolvable"
 
 
 def floor_line(floor: Floor) -> str:
-    """The noise floor in one sentence."""
+    """The noise floor in one sentence: of what was measured, and nothing else."""
     names = (("response", "response"), ("TTFT", "ttft"), ("ITL", "itl"))
-    floors = [(label, floor_s(floor, measure)) for label, measure in names]
     told = ", ".join(
-        f"{label} {numbers.quantity(value, 's')}" for label, value in floors if value is not None
+        f"{label} {numbers.quantity(floor_s(floor, measure), 's')}"
+        for label, measure in names
+        if floor.added[measure].n
     )
+    rate = numbers.quantity(floor.rate_per_s, "1/s")
+    load = f"{rate}{carried_by(floor)} (n {numbers.count(floor.requests)})"
     return (
-        f"{told or 'unknown'} is the instrument's own error at {numbers.quantity(floor.rate_per_s, '1/s')} "
-        f"(n {numbers.count(floor.requests)}); a judged figure below {FACTOR:g} times that is not resolvable"
+        f"{told or 'unknown'} is the instrument's own error at {load}; "
+        f"a judged figure below {FACTOR:g} times that is not resolvable"
     )
+
+
+def carried_by(floor: Floor) -> str:
+    """What carried the load of the calibration, where it was not simply one process."""
+    if floor.share_of > 1:
+        return f", one worker's share of {floor.share_of}, on this machine instead of theirs"
+    return f" by {floor.workers} workers" if floor.workers > 1 else ""
 
 
 def _bound(judged: Judged) -> str:
@@ -291,8 +332,8 @@ def instrument_line(verdict: Verdict) -> str:
     tally = f"{passed} of {len(validity.checks)} checks passed"
     if validity.valid:
         return f"valid, {tally}"
-    causes = [sentence(each.cause) for each in validity.checks if not each.passed]
-    return " ".join([f"NOT VALID, {tally}.", *causes, *remedies(verdict)])
+    failed = ", ".join(check.name.replace("_", " ") for check in validity.checks if not check.passed)
+    return f"NOT VALID, {tally}; failed: {failed}"
 
 
 def window_line(summary: Summary) -> str:

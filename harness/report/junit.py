@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 
 from harness.analysis.stats import allowed_share
 from harness.analysis.validity import Check
-from harness.report import numbers
+from harness.report import facts, numbers
 from harness.report.facts import RunReport, printable
 from harness.slo.verdict import Judged, State
 
@@ -75,7 +75,8 @@ def _check(check: Check) -> str:
 
 def _objective(report: RunReport, judged: Judged) -> ET.Element:
     case = _case(report, judged.objective.name, 0.0)
-    text = f"{judged.objective.expression}: {judged.reason}"
+    mark = facts.unresolved(judged, report.floor)
+    text = f"{judged.objective.expression}: {judged.reason}{mark}"
     if not report.verdict.validity.valid:
         message = printable(f"not judged, for the instrument failed; otherwise {judged.state}: {text}")
         ET.SubElement(case, "skipped", {"message": message})
@@ -84,10 +85,12 @@ def _objective(report: RunReport, judged: Judged) -> ET.Element:
         observed, bad = numbers.figure_text(judged.observed), numbers.figure_text(judged.bad_share)
         allowed = numbers.target_share(allowed_share(judged.objective.target))
         failure.text = printable(
-            f"observed {observed}, bad {bad}, allowed {allowed}, n {numbers.count(judged.n)}"
+            f"observed {observed}{mark}, bad {bad}, allowed {allowed}, n {numbers.count(judged.n)}"
         )
     elif judged.state is State.INCONCLUSIVE:
         ET.SubElement(case, "skipped", {"message": printable(f"INCONCLUSIVE: {text}")})
+    elif mark:
+        ET.SubElement(case, "system-out").text = printable(text)
     return case
 
 

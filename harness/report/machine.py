@@ -1,7 +1,8 @@
 """The report for machines: summary.json, with keys that stay.
 
     schema      1; raised when a key changes its meaning or goes
-    verdict     state, exit_code, reason, objectives (slo.verdict.Judged each)
+    verdict     state, exit_code, reason, objectives (slo.verdict.Judged each, with `resolvable`:
+                whether the instrument is fine enough for it; null if that is not known, or it is no time)
     validity    valid, checks (analysis.validity.Check each)
     summary     analysis.summary.Summary: window_s, arrivals, total, kinds, batch, slowest, failed
     manifest    record.Manifest: the books
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import msgspec
 
+from harness.report import facts
 from harness.report.facts import RunReport
 
 SCHEMA = 1
@@ -32,7 +34,10 @@ def to_json(report: RunReport) -> bytes:
             "state": verdict.state,
             "exit_code": verdict.exit_code,
             "reason": verdict.reason,
-            "objectives": verdict.objectives,
+            "objectives": [
+                {**msgspec.structs.asdict(each), "resolvable": facts.resolved(each, report.floor)}
+                for each in verdict.objectives
+            ],
         },
         "validity": {
             "valid": verdict.validity.valid,

@@ -18,6 +18,7 @@ def markdown(report: RunReport) -> str:
     parts = [
         f"## {report.verdict.state}: {_plain(report.run.name)}",
         _plain(facts.headline(report)),
+        "\n".join(f"- {_plain(facts.remedy_line(each))}" for each in facts.remedies(report.verdict)),
         _plain(facts.stopped_early(report.manifest)),
         "### Objectives",
         _objectives(report),

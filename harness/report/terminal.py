@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.report import facts, numbers
-from harness.report.facts import RunReport, printable
+from harness.report.facts import Remedy, RunReport, printable
 from harness.report.tables import printed
 from harness.slo.verdict import State
 
@@ -42,7 +42,7 @@ def _banner(report: RunReport) -> Panel:
     early = facts.stopped_early(report.manifest)
     lines = [
         Text(printable(facts.headline(report))),
-        *(Text(f"Remedy: {each}", style="bold") for each in facts.remedies(report.verdict)),
+        *(_remedy(each) for each in facts.remedies(report.verdict)),
     ]
     if early:
         lines.append(Text(early, style="bold"))
@@ -56,6 +56,11 @@ def _banner(report: RunReport) -> Panel:
         subtitle_align="left",
         border_style=style,
     )
+
+
+def _remedy(remedy: Remedy) -> Text:
+    action = (f" Remedy: {remedy.action}", "bold") if remedy.action else ""
+    return Text.assemble(" ".join(map(printable, remedy.causes)), action)
 
 
 def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -87,6 +87,34 @@ def test_health_is_that_of_the_window_without_locusts_own_stop() -> None:
     assert found.cpu_share == pytest.approx(0.2)
 
 
+def test_the_wait_for_the_event_loop_is_that_of_the_worst_worker() -> None:
+    samples = [
+        sample(2000, hub_stalls_ns=(ms(500),), read_lag_max_ns=ms(7)),
+        sample(2000, worker=1, hub_stalls_ns=(ms(100),), read_lag_max_ns=ms(9)),
+    ]
+    found = measured([record(seq=0)], [], samples)
+    assert found.hub_wait_p50_s == 0.0
+    assert found.hub_wait_p99_s == pytest.approx(0.49)
+    assert found.read_lag_max_s == pytest.approx(0.009)
+    assert found.workers == 2
+
+
+def test_the_mock_s_lateness_at_p99_is_of_its_writes_and_not_its_worst() -> None:
+    """200 streams of five writes: ten of the thousand are above the P99."""
+    truths = [msgspec.structs.replace(truth(seq), lateness_max_ns=ms(seq)) for seq in range(200)]
+    found = measured([stream(seq=seq) for seq in range(200)], truths)
+    assert found.mock_lateness_p99_s == pytest.approx(0.189)
+    assert found.mock_lateness_max_s == pytest.approx(0.199)
+
+
+def test_a_mock_that_stalls_once_is_not_late_at_p99() -> None:
+    truths = [
+        msgspec.structs.replace(truth(seq), lateness_max_ns=ms(50 if seq < 9 else 1)) for seq in range(200)
+    ]
+    found = measured([stream(seq=seq) for seq in range(200)], truths)
+    assert found.mock_lateness_p99_s == pytest.approx(0.001)
+
+
 def test_the_floor_is_the_p99_or_the_maximum_where_n_is_small() -> None:
     few = measured([stream(seq=0, started_ns=ms(1))], [truth(0)])
     assert floor_s(few, "ttft") == pytest.approx(0.001)

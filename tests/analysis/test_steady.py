@@ -29,6 +29,14 @@ def settling(n=1000, transient=200):
     return 100 + 400 * np.maximum(0, 1 - np.arange(n) / transient) + noise
 
 
+def test_a_window_says_who_fixed_it():
+    steady = answers(np.full(1000, 50.0))
+    assert part(steady, fixed=(2.0, 4.0)).rule == "fixed by the scenario: 2 s to 4 s"
+    by_hand = part(steady, fixed=(2.0, 99.0), fixed_by="hand")
+    assert by_hand.rule == "fixed by hand: 2 s to 99 s"
+    assert by_hand.window == (2.0, 10.0)
+
+
 def test_mser_is_the_least_standard_error_of_what_is_left():
     values = settling()
     means = values.reshape(-1, 5).mean(axis=1)

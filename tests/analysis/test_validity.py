@@ -41,7 +41,8 @@ def sample(second, worker=0, **overrides):
 
 HEALTHY = [sample(second) for second in range(1, 11)]
 SOUND = [
-    sample(second, in_flight=10, file_limit=1024, wall_clock_ns=ms(1000 * second)) for second in range(1, 11)
+    sample(second, in_flight=10, file_limit=1024, wall_clock_ns=ms(1000 * second), read_lag_max_ns=1)
+    for second in range(1, 11)
 ]
 """The same of a worker that carries `steady()`: 100 arrivals/s x 0.1 s, on a clock that keeps time."""
 
@@ -227,9 +228,29 @@ def test_a_busy_warm_up_is_not_judged():
         ("itl: p(99) < 10ms", 19, True),
     ],
 )
-def test_the_event_loop_must_not_be_away_for_long(objective, lag, passed):
-    samples = [*HEALTHY[:-1], sample(10, hub_lag_max_ns=ms(lag))]
-    assert checks(steady(10), [objective], samples=samples)["hub_lag"].passed is passed
+def test_neither_the_event_loop_nor_the_reader_may_be_away_for_long(objective, lag, passed):
+    samples = [*HEALTHY[:-1], sample(10, hub_lag_max_ns=ms(lag), read_lag_max_ns=ms(lag))]
+    found = checks(steady(10), [objective], samples=samples, run=run(stamps="kernel"))
+    for name in ("hub_lag", "read_lag"):
+        assert found[name].passed is passed
+        assert bool(found[name].remedy) is not passed
+
+
+@pytest.mark.parametrize(("stamps", "lag"), [("user", 900), ("kernel", 0)])
+def test_a_reader_of_whom_nothing_is_known_is_not_judged(stamps, lag):
+    samples = [sample(second, read_lag_max_ns=ms(lag)) for second in range(1, 11)]
+    assert "read_lag" not in checks(steady(10), samples=samples, run=run(stamps=stamps))
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpu_share", "advised"),
+    [(1, 0.9, "to 2"), (8, 0.9, "to 9"), (8, 0.5, "to 16"), (1, 0.0, "to 2")],
+)
+def test_the_advice_is_always_more_workers_than_there_are(workers, cpu_share, advised):
+    samples = [sample(second, worker, cpu_s=0.95) for second in range(1, 11) for worker in range(workers)]
+    options = {"samples": samples, "run": run(workers=workers), "budgets": Budgets(cpu_share=cpu_share)}
+    found = checks(steady(10), **options)["cpu"]
+    assert found.remedy.endswith(advised)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +468,8 @@ def test_telemetry_that_was_off_is_not_judged():
 def test_every_check_is_explained_for_people():
     page = (Path(__file__).parents[2] / "docs" / "definitions.md").read_text()
     explained = re.findall(r"^\| `(\w+)` \| ", page.partition("## Is the run valid?")[2], flags=re.MULTILINE)
-    found = checks(streams(20, 10, 20, 400), planned=20, telemetry=telemetry(), samples=SOUND)
+    known = {"samples": SOUND, "run": run(stamps="kernel")}
+    found = checks(streams(20, 10, 20, 400), planned=20, telemetry=telemetry(), **known)
     assert list(found) == explained
 
 

@@ -6,14 +6,35 @@ import gevent
 import pytest
 from scripted import CHAT_BODY, Peer, answers, attempt, http, serving
 
-from harness.client import target
+from harness.client import target, transport
 from harness.client.http1 import Connection
-from harness.client.transport import STAMPS, WALL, WallOffset
-from harness.clock import Anchor, now_ns
+from harness.client.transport import READ_LAG, STAMPS, WALL, read_stamps
+from harness.clock import now_ns
 from harness.record import Outcome
 
 OK = http("200 OK", CHAT_BODY)
 BUSY_NS = 40_000_000
+
+
+class Silent(transport._socket):
+    """One of a kernel that takes the option and gives no stamps, as some sandboxes do."""
+
+    def recvmsg(self, *sizes: int):
+        piece, _, flags, address = super().recvmsg(*sizes)
+        return piece, [], flags, address
+
+
+class Refusing(transport._socket):
+    def setsockopt(self, *_: int) -> None:
+        raise OSError(92, "Protocol not available")
+
+
+@pytest.fixture
+def fresh():
+    """Nothing is known of the kernel, before and after."""
+    read_stamps.cache_clear()
+    yield
+    read_stamps.cache_clear()
 
 
 def answer_time_of_a_busy_client(stamps: str) -> int:
@@ -54,12 +75,40 @@ def test_a_step_of_the_wall_clock_moves_no_stamp_out_of_its_bounds(monkeypatch, 
     assert record.ended_ns - record.started_ns <= elapsed
 
 
-def test_a_step_of_the_wall_clock_is_counted(monkeypatch):
-    offset = WallOffset()
-    for wall_ns, steps in ((10**12, 1), (10**12 + 900_000, 1), (2 * 10**12, 2)):
-        monkeypatch.setattr("harness.client.transport.anchor", lambda w=wall_ns: Anchor(w, 0))
-        offset.refresh()
-        assert (offset.ns, offset.steps) == (wall_ns, steps)
+@pytest.mark.parametrize("stamps", sorted({"user", STAMPS}))
+def test_only_kernel_stamps_tell_how_long_bytes_lay_unread(stamps):
+    READ_LAG.take()
+    answer_time_of_a_busy_client(stamps)
+    lag_ns = READ_LAG.take()
+    assert (lag_ns >= BUSY_NS / 2) is (stamps == "kernel")
+    assert READ_LAG.take() == 0
+
+
+def test_a_clock_that_is_set_back_does_not_look_like_a_late_reader(monkeypatch):
+    monkeypatch.setattr(WALL, "refresh", lambda: None)
+    monkeypatch.setattr(WALL, "ns", WALL.ns + 3600 * 10**9)
+    READ_LAG.take()
+    with serving(answers(OK)) as server:
+        before = now_ns()
+        attempt(server.url)
+        assert READ_LAG.take() <= now_ns() - before
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.skipif(STAMPS == "user", reason="the platform has no kernel stamps to be refused")
+@pytest.mark.parametrize(
+    ("kernel", "found"), [(transport._socket, "kernel"), (Silent, "user"), (Refusing, "user")]
+)
+def test_where_the_stamps_come_from_is_tried_out(monkeypatch, kernel, found):
+    monkeypatch.setattr(transport, "_socket", kernel)
+    monkeypatch.setattr(transport, "_PROBE_S", 0.001 if found == "user" else transport._PROBE_S)
+    assert read_stamps() == found
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_connection_falls_back_on_its_own_stamps_where_the_kernel_has_none(monkeypatch):
+    monkeypatch.setattr(transport, "_kernel_stamps", lambda: False)
+    assert answer_time_of_a_busy_client("kernel") >= BUSY_NS
 
 
 def test_ready_sockets_are_read_before_anybody_is_woken():

@@ -1,4 +1,9 @@
-"""A load generator that is starved, stopped, buffered or short of files says so, and what to do about it."""
+"""A load generator that is starved, stopped, buffered or short of files says so, and what to do about it.
+
+Two checks are provoked with made-up samples alone (tests/analysis/test_validity.py): `clock`, for only a
+privileged process may set the clock, and then for all of the machine; and `littles_law`, which finds records
+that were lost or stamps that are wrong, of which no cause is known but a bug of ours.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +28,8 @@ from launching import (
     assert_books_balance,
     failed_checks,
     family,
+    free_port,
+    harness,
     has_samples,
     launched,
     only_run,
@@ -80,7 +87,7 @@ def assert_blamed(folder: Path, name: str, cause: str, remedy: str) -> None:
     report = (folder / "report.md").read_text()
     assert report.startswith("## INVALID")
     for words in (check["cause"], check["remedy"]):
-        assert words[1:] in report
+        assert words[1:] in report.replace("\\", "")  # what Markdown would take for markup is escaped
 
 
 def engine_of(process: subprocess.Popen[str]) -> psutil.Process:
@@ -128,9 +135,88 @@ def test_a_worker_that_was_stopped_for_two_seconds_makes_the_run_invalid(
         time.sleep(2)
         engine.send_signal(signal.SIGCONT)
 
-    folder = run_against(mock, tmp_path, meanwhile=stop, duration="5s")
+    folder = run_against(mock, tmp_path, meanwhile=stop, duration="2500ms")
     assert_blamed(folder, "hub_lag", r"away for up to (1\.9|[2-9])", "free this machine's CPU")
     assert_blamed(folder, "lateness", r"started [1-9]\.?\d* s after", "free this machine's CPU")
+    assert_blamed(folder, "achieved_rate", r"were dispatched, \d+\.\d were planned", "raise --workers")
+    assert_a_window_by_hand_is_judged_anew(folder)
+
+
+def assert_a_window_by_hand_is_judged_anew(folder: Path) -> None:
+    """The stall came after the first sample, half a second into the run."""
+    harness("report", folder, "--window", "0s,400ms", cwd=folder.parent)
+    again = summary(folder)["summary"]
+    assert again["window_s"] == [0.0, 0.4]
+    assert again["window_rule"] == "fixed by hand: 0 s to 0.4 s"
+    (stall,) = (each for each in summary(folder)["validity"]["checks"] if each["name"] == "hub_lag")
+    assert stall["observed"] < 1
+    assert "fixed by hand" in (folder / "report.md").read_text()
+
+
+GREEDY = """
+import gc, time
+import gevent
+from locust import events
+from harness.users import StreamUser
+
+class Stream(StreamUser):
+    pass
+
+def spin():
+    began = time.monotonic()
+    while time.monotonic() - began < 5:
+        until = time.monotonic() + 0.004
+        while time.monotonic() < until:
+            pass
+        gevent.sleep(0)
+
+def hoard():
+    gevent.sleep(1.5)
+    held = [[] for _ in range(3_000_000)]
+    gc.collect()
+    return len(held)
+
+@events.test_start.add_listener
+def on_start(**_):
+    gevent.spawn(spin)
+    gevent.spawn(hoard)
+"""
+"""A locustfile that leaves the load generator no CPU, and holds more objects than can be looked through."""
+
+
+def test_a_locustfile_that_burns_cpu_and_hoards_objects_makes_the_run_invalid(
+    mock: MockServer, tmp_path: Path
+) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    scenario = write_scenario(
+        tmp_path,
+        traffic=STREAMS,
+        duration="4s",
+        warm_up="0s",
+        telemetry=False,
+        # A busy machine may not have a whole core to give, and a fast one not take long.
+        budgets={"cpu_share": 0.4, "cpu_span": "1s", "gc_pause": "10ms"},
+    )
+    command = [sys.executable, "-m", "locust", "-f", str(tmp_path / "greedy.py"), "--headless"]
+    command += ["--host", mock.url, "--scenario", str(scenario), "--runs", str(tmp_path / "runs")]
+    with launched(command, cwd=tmp_path) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    folder = only_run(tmp_path / "runs")
+    assert_blamed(folder, "cpu", r"used \d+% of a core", "raise --workers to ")
+    assert_blamed(
+        folder, "gc_pause", r"took [\d.]+ m?s, 10 ms are allowed", "raise --workers, so that each holds"
+    )
+
+
+def test_spans_that_nobody_takes_make_the_run_invalid(mock: MockServer, tmp_path: Path) -> None:
+    scenario = write_scenario(tmp_path, traffic=STREAMS, duration="1s", warm_up="0s")
+    dead, runs = f"http://127.0.0.1:{free_port()}", tmp_path / "runs"
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": dead, "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    done = harness("run", scenario, "--target", mock.url, "--runs", runs, cwd=tmp_path, **environ)
+    assert done.returncode == 4, done.stderr
+    folder = only_run(runs)
+    assert_blamed(folder, "telemetry", r"(\d+) of \1 spans were not exported", f"check {dead}")
 
 
 class BufferingProxy(threading.Thread):

@@ -6,11 +6,17 @@ from report import fake_run
 from harness.analysis.floor import Floor
 from harness.analysis.stats import distribution
 from harness.report import facts
+from harness.report.html import html
+from harness.report.junit import junit
+from harness.report.machine import to_json
+from harness.report.markdown import markdown
 from harness.report.terminal import terminal
+from harness.slo.verdict import State
 
 
-def floor(added_s: float) -> Floor:
-    errors = {name: distribution(np.full(400, added_s), name, "s") for name in ("ttft", "response", "itl")}
+def floor(added_s: float, streams: int = 400) -> Floor:
+    sizes = {"ttft": streams, "response": 400, "itl": streams}
+    errors = {name: distribution(np.full(n, added_s), name, "s") for name, n in sizes.items()}
     return Floor(
         run="r",
         profile="demo",
@@ -32,6 +38,32 @@ def test_a_judged_time_below_three_times_the_floor_is_marked(added_s: float, mar
     report = msgspec.structs.replace(fake_run.report(), floor=floor(added_s))
     rows = facts.objective_rows(report)
     assert any("not resolvable" in row.observed for row in rows) is marked
+
+
+@pytest.mark.parametrize("form", [to_json, junit, markdown, html, terminal])
+def test_every_form_of_the_report_bears_the_mark(form) -> None:
+    def said(added_s: float) -> bool:
+        text = form(msgspec.structs.replace(fake_run.report(State.PASS), floor=floor(added_s)))
+        text = text.decode() if isinstance(text, bytes) else text
+        return '"resolvable": false' in text or "not resolvable" in text.split("Noise floor")[0]
+
+    assert said(10.0)
+    assert not said(0.0005)
+
+
+def test_the_limit_is_marked_where_n_is_too_small_for_a_figure() -> None:
+    few = fake_run.report(State.INCONCLUSIVE, rate=2.0)
+    (judged, *_) = few.verdict.objectives
+    assert judged.observed.value is None
+    assert facts.unresolved(judged, floor(0.2)) == ", limit not resolvable"
+    assert facts.unresolved(judged, floor(0.1)) == ""
+
+
+def test_what_was_not_measured_is_not_in_the_floor() -> None:
+    assert "TTFT 1.00 ms, ITL 1.00 ms" in facts.floor_line(floor(0.001))
+    line = facts.floor_line(floor(0.001, streams=0))
+    assert line.startswith("response 1.00 ms is the instrument's own error")
+    assert "TTFT" not in line
 
 
 def test_an_error_rate_has_no_floor() -> None:

@@ -9,6 +9,9 @@ import pytest
 from report import fake_run
 from rich.cells import cell_len
 
+from harness.analysis.validity import Validity
+from harness.report.html import html
+from harness.report.markdown import markdown
 from harness.report.terminal import terminal
 from harness.slo.verdict import State
 
@@ -16,9 +19,13 @@ from harness.slo.verdict import State
 @pytest.mark.parametrize("state", list(State))
 def test_the_verdict_stands_in_the_first_line_and_its_reason_in_the_next(state):
     report = fake_run.report(state)
-    first, second, *_ = terminal(report, 200).splitlines()
+    first, second, third, *_ = terminal(report, 200).splitlines()
     assert f" {state} " in first
-    assert report.verdict.reason[1:] in second
+    if state is State.INVALID:
+        assert "The instrument failed 1 of its" in second
+        assert "started 215 ms after they were due at P99, 25 ms are allowed. Remedy: Raise" in third
+    else:
+        assert report.verdict.reason[1:] in second
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
@@ -46,6 +53,22 @@ def test_an_invalid_run_says_what_to_do():
     text = terminal(fake_run.report(State.INVALID), 200)
     assert "Remedy: Raise --workers" in text
     assert "NOT VALID" in text
+
+
+def test_a_remedy_is_given_once_with_all_its_causes():
+    report = fake_run.report(State.INVALID)
+    (late,) = (each for each in report.verdict.validity.checks if not each.passed)
+    hub = msgspec.structs.replace(late, name="hub_lag", cause="the event loop was away")
+    other = msgspec.structs.replace(late, name="files", cause="no file was left", remedy="ulimit -n 9")
+    verdict = msgspec.structs.replace(
+        report.verdict, validity=Validity([*report.verdict.validity.checks, hub, other])
+    )
+    report = msgspec.structs.replace(report, verdict=verdict)
+    for form in (html, markdown, lambda each: terminal(each, 400)):
+        text = re.sub(r"<[^>]*>|\\", "", form(report)).split("Objectives")[0]
+        assert text.count("Remedy: Raise --workers") == 1
+        assert re.search(r"started 215 ms [^.]*\. The event loop was away\. Remedy: Raise --workers", text)
+        assert "No file was left. Remedy: Ulimit -n 9." in text
 
 
 def test_an_inconclusive_run_says_how_many_more_are_needed():
