@@ -261,7 +261,8 @@ class Transport:
             stamp_ns = self.floor_ns
         else:
             self.floor_ns = stamp_ns
-        READ_LAG.longest_ns = max(READ_LAG.longest_ns, read_ns - stamp_ns)
+        if read_ns - stamp_ns > READ_LAG.longest_ns:
+            READ_LAG.longest_ns = read_ns - stamp_ns
         if not piece:
             self._ended(None)
         elif self._tls is None:
