@@ -41,6 +41,7 @@ _READ_BYTES = 65_536
 _READ, _WRITE = 1, 2
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module has no name for it
 _TIMESPEC = struct.Struct("qq")
+_timespec = _TIMESPEC.unpack
 _ANCILLARY_BYTES = names.CMSG_SPACE(_TIMESPEC.size) if hasattr(names, "CMSG_SPACE") else 0
 _PROBES = 10
 _PROBE_S = 0.02
@@ -239,29 +240,29 @@ class Transport:
             self._tell(self._listener.on_drained)
 
     def _on_readable(self) -> None:
-        kernel_ns = None
+        ancillary = None
         try:
             if self._recvmsg is None:
                 piece = self._recv(_READ_BYTES)
             else:
                 piece, ancillary, _, _ = self._recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
-                if ancillary:
-                    seconds, ns = _TIMESPEC.unpack(ancillary[0][2])
-                    kernel_ns = seconds * 1_000_000_000 + ns - WALL.ns
         except BlockingIOError:
             return
         except OSError as error:
             self._ended(error)
             return
         stamp_ns = read_ns = now_ns()
-        if kernel_ns is not None and kernel_ns < stamp_ns:
-            stamp_ns = kernel_ns
+        if ancillary:
+            seconds, ns = _timespec(ancillary[0][2])
+            kernel_ns = seconds * 1_000_000_000 + ns - WALL.ns
+            if kernel_ns < read_ns:
+                stamp_ns = kernel_ns
         # Stamps of one connection never run backwards, whatever the wall clock does.
         if stamp_ns < self.floor_ns:
             stamp_ns = self.floor_ns
         else:
             self.floor_ns = stamp_ns
-        if read_ns - stamp_ns > READ_LAG.longest_ns:
+        if read_ns - stamp_ns > READ_LAG.longest_ns:  # noqa: PLR1730 - a call of max, for each read
             READ_LAG.longest_ns = read_ns - stamp_ns
         if not piece:
             self._ended(None)
