@@ -43,7 +43,9 @@ from ratios import (
 )
 
 TOKENS = 30
-"""Chunks a stream: inference-perf asks a chat API for no other number, so all tools ask for this one."""
+"""Chunks of a paced stream: inference-perf asks a chat API for no other number, so all tools ask for this."""
+ZERO_TOKENS = 64
+"""Chunks of a stream without pauses; inference-perf asks for its 30, and gets them, here too."""
 PROMPT_TOKENS = 32
 MODEL = "reference"
 TOKENIZER = "peers/tokenizer"
@@ -70,6 +72,8 @@ class Work:
     """Requests a second in an open model; None: a closed model of `users`."""
     ttft_ms: float = 0
     itl_ms: float = 0
+    tokens: int = TOKENS
+    """Chunks of an answer, one token each."""
 
     @property
     def paced(self) -> bool:
@@ -83,7 +87,7 @@ def works(*, quick: bool) -> list[Work]:
     return [
         Work("one-piece", stream=False, users=users, count=count),
         Work("stream-paced", stream=True, users=users, count=count, ttft_ms=50, itl_ms=10),
-        Work("stream-zero", stream=True, users=users, count=count),
+        Work("stream-zero", stream=True, users=users, count=count, tokens=ZERO_TOKENS),
         Work("stream-open", stream=True, users=4 * users, count=count, rate=rate, ttft_ms=50, itl_ms=10),
     ]
 
@@ -150,7 +154,7 @@ def scenario_of(work: Work) -> dict[str, Any]:
             {
                 "kind": "stream" if work.stream else "completion",
                 "prompt": SHORT_PROMPT,
-                "output": {"distribution": "fixed", "tokens": TOKENS},
+                "output": {"distribution": "fixed", "tokens": work.tokens},
             }
         ],
         "arrivals": closed if work.rate is None else {"process": "constant", "rate": work.rate},
@@ -220,7 +224,7 @@ def aiperf(work: Work, place: Place) -> Call:
         "none",
         "--use-legacy-max-tokens",
     ]
-    command += ["--isl", str(PROMPT_TOKENS), "--osl", str(TOKENS), "--request-count", str(work.count)]
+    command += ["--isl", str(PROMPT_TOKENS), "--osl", str(work.tokens), "--request-count", str(work.count)]
     command += ["--output-artifact-dir", str(place.folder)]
     command += ["--streaming"] if work.stream else []
     if work.rate is None:
@@ -245,7 +249,7 @@ def evalscope(work: Work, place: Place) -> Call:
     command += ["--url", f"{place.url}/v1/chat/completions", "--no-test-connection", "-n", str(work.count)]
     command += ["--dataset", "random", "--tokenizer-path", place.tokenizer]
     for edge in ("min", "max"):
-        command += [f"--{edge}-prompt-length", str(PROMPT_TOKENS), f"--{edge}-tokens", str(TOKENS)]
+        command += [f"--{edge}-prompt-length", str(PROMPT_TOKENS), f"--{edge}-tokens", str(work.tokens)]
     command += [
         "--stream" if work.stream else "--no-stream",
         "--outputs-dir",
@@ -313,7 +317,7 @@ def genai_bench(work: Work, place: Place) -> Call:
     command = [place.program("genai-bench"), "benchmark", "--api-backend", "openai", "--api-base", place.url]
     command += ["--api-key", "none", "--task", "text-to-text", "--api-model-name", MODEL]
     command += ["--model-tokenizer", place.tokenizer, "--num-concurrency", str(work.users)]
-    command += ["--traffic-scenario", f"D({PROMPT_TOKENS},{TOKENS})", "--max-time-per-run", "1"]
+    command += ["--traffic-scenario", f"D({PROMPT_TOKENS},{work.tokens})", "--max-time-per-run", "1"]
     command += ["--max-requests-per-run", str(work.count), "--log-dir", str(place.folder)]
     command += ["--experiment-base-dir", str(place.folder), "--experiment-folder-name", "report"]
 
@@ -338,7 +342,7 @@ def guidellm(work: Work, place: Place) -> Call:
     command += ["--profile", closed if work.rate is None else f"kind=constant,rate={work.rate}"]
     command += ["--constraint", f"kind=max_requests,count={work.count}"]
     command += ["--tokenizer", f"kind=hf_auto,model={place.tokenizer}"]
-    command += ["--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={TOKENS}"]
+    command += ["--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={work.tokens}"]
     command += ["--output", f"kind=json,path={report}"]
 
     def said() -> Said:
@@ -633,7 +637,10 @@ def measure(name: str, work: Work, folder: Path, cache: Path, patience_s: float)
     tool = TOOLS[name]
     if not work.paced:
         work = dataclasses.replace(work, count=work.count * tool.swiftness)
-    pace = ["--ttft-ms", str(work.ttft_ms), "--itl-ms", str(work.itl_ms), "--chunks", str(TOKENS)]
+    pace = ["--ttft-ms", str(work.ttft_ms), "--itl-ms", str(work.itl_ms), "--chunks", str(work.tokens)]
+    if work.stream and not work.paced:
+        # A write a chunk is dearer than reading it: the server, not the client, would be what is measured.
+        pace.append("--together")
     folder.mkdir()
     with reference_server(*pace) as url:
         place = Place(url, folder, cache)
@@ -713,7 +720,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def title(work: Work) -> str:
     """What a table's tools were asked to do."""
-    shape = f"streams of {TOKENS} chunks" if work.stream else "answers in one piece"
+    shape = f"streams of {work.tokens} chunks" if work.stream else "answers in one piece"
     pace = f"TTFT {work.ttft_ms:.0f} ms, ITL {work.itl_ms:.0f} ms" if work.ttft_ms else "no pauses"
     load = f"{work.users} at a time" if work.rate is None else f"{work.rate:.0f} a second, whatever happens"
     return f"{work.name}: {shape}, {pace}, {load}"

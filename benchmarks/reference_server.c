@@ -1,11 +1,13 @@
 /* The reference server of reference_server.py again, so fast that it is never what is measured.
  *
  *     cc -O2 -std=gnu11 -Wall -Wextra -o reference_server reference_server.c
- *     ./reference_server --port 0 [--ttft-ms 200 --itl-ms 20] [--chunks 128] [--spin] [--no-truth]
+ *     ./reference_server --port 0 [--ttft-ms 200 --itl-ms 20] [--chunks 128] [--together]
+ *                        [--spin] [--no-truth]
  *
  * The same flags, the same answers byte for byte, the same truth log. One thread, one epoll loop: each
  * chunk is one write() of its own, stamped just before it; a chunk that a full socket does not take is
- * stamped again when it goes out. Due chunks wait in a heap; the last stretch before one is due is spent
+ * stamped again when it goes out. With --together, the chunks of a stream without pauses share a write(),
+ * 64 at most, and its stamp. Due chunks wait in a heap; the last stretch before one is due is spent
  * polling, as no kernel timer wakes a process to the microsecond. So this server wants a CPU of its own.
  *
  * It shares no code with the harness, whose clients it judges. It ends at the first signal, and at
@@ -37,6 +39,7 @@ enum {
     EVENTS = 64,
     ACCEPTS = 8,           /* connections accepted before something else has its turn */
     BURST = 256,           /* chunks without pauses written to one client before the next has its turn */
+    TOGETHER = 64,         /* of them in one write, if they may share one: some 12 KiB */
     REQUEST_BYTES = 4096,  /* the room a request has at first */
     POLL_NS = 60000,       /* what is due sooner than this is not slept for */
 };
@@ -88,7 +91,7 @@ typedef struct {
 static struct {
     int64_t ttft_ns, itl_ns;
     size_t chunks;
-    int spin, truth;
+    int spin, truth, together;
 } options = {.chunks = 128, .truth = 1};
 
 static struct {
@@ -224,28 +227,33 @@ static Row *row_of(const Client *client)
     return options.truth && client->telling == truth.telling ? &truth.rows[client->row] : NULL;
 }
 
-static void write_token(Client *client)
+/* Write the next tokens, `most` at most, by one write. Those that the socket took no byte of are not gone. */
+static void write_tokens(Client *client, size_t most)
 {
-    char last[1536];
-    const char *piece = token_piece;
-    size_t bytes = token_bytes;
-    if (client->token + 1 == client->tokens) {
-        piece = last;
-        bytes = ending(last, client->tokens);
-    }
+    static char pieces[TOGETHER * sizeof token_piece + 1536];
+    size_t left = client->tokens - client->token, count = left < most ? left : most, bytes = 0;
+    for (size_t at = 0; at < count - (count == left); at++, bytes += token_bytes)
+        memcpy(pieces + bytes, token_piece, token_bytes);
+    if (count == left)
+        bytes += ending(pieces + bytes, client->tokens);
     Row *row = row_of(client);
     if (row) {
-        row->chunk_ns = grown(row->chunk_ns, &row->room, row->chunks + 1, sizeof *row->chunk_ns);
-        row->chunk_ns[row->chunks] = now_ns();
+        row->chunk_ns = grown(row->chunk_ns, &row->room, row->chunks + count, sizeof *row->chunk_ns);
+        int64_t stamp_ns = now_ns();
+        for (size_t at = 0; at < count; at++)
+            row->chunk_ns[row->chunks + at] = stamp_ns;
     }
-    size_t took = put(client, piece, bytes);
-    if (!took)
-        return;
+    size_t took = put(client, pieces, bytes);
+    size_t begun = (took + token_bytes - 1) / token_bytes;
+    if (begun >= count)
+        begun = count;
+    else
+        bytes = begun * token_bytes;
     if (took < bytes)
-        keep(client, piece + took, bytes - took);
+        keep(client, pieces + took, bytes - took);
     if (row)
-        row->chunks++;
-    client->token++;
+        row->chunks += begun;
+    client->token += begun;
 }
 
 /* -- the truth ----------------------------------------------------------------------------------------- */
@@ -450,8 +458,9 @@ static void write_due(void)
         free(client);
         return;
     }
-    for (int left = options.itl_ns ? 1 : BURST; left && has_more(client); left--)
-        write_token(client);
+    int each = options.together && !options.itl_ns ? TOGETHER : 1;
+    for (int left = options.itl_ns ? 1 : BURST; left > 0 && has_more(client); left -= each)
+        write_tokens(client, (size_t)each);
     if (has_more(client)) {
         sift_down((Due){due_ns(client), client});
         return;
@@ -567,6 +576,7 @@ int main(int count, char **arguments)
         {"ttft-ms", required_argument, NULL, 't'}, {"itl-ms", required_argument, NULL, 'i'},
         {"chunks", required_argument, NULL, 'c'}, {"spin", no_argument, &options.spin, 1},
         {"truth", no_argument, &options.truth, 1}, {"no-truth", no_argument, &options.truth, 0},
+        {"together", no_argument, &options.together, 1},
         {NULL, 0, NULL, 0},
     };
     const char *host = "127.0.0.1", *port = "0";

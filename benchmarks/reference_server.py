@@ -1,10 +1,11 @@
 """A zero-delay, or exactly paced, chat server for measuring clients: one uvloop protocol, no framework.
 
-    python benchmarks/reference_server.py --port 0 [--ttft-ms 200 --itl-ms 20] [--no-truth]
+    python benchmarks/reference_server.py --port 0 [--ttft-ms 200 --itl-ms 20] [--together] [--no-truth]
 
 Prints its URL first. A POST is answered with about 280 bytes of chat JSON; with `"stream":true` in
 the body, with one SSE chunk a token, `max_tokens` of them (else --chunks), one write each, at
-absolute due times. `GET /__truth` gives JSON lines, one a request: id, when its last byte was read,
+absolute due times. With --together, the chunks of a stream without pauses share a write, 64 at most,
+and its stamp. `GET /__truth` gives JSON lines, one a request: id, when its last byte was read,
 when each chunk was written; monotonic nanoseconds, which processes of one machine share.
 
 It shares no code with the harness, whose clients it judges. It stands in for reference_server.c where no
@@ -72,6 +73,9 @@ LAST_TOKEN = _event({"content": "token."}, "stop")
 _DONE = _chunk(b"[DONE]") + b"0\r\n\r\n"
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
+TOGETHER = 64
+"""Chunks in one write, where they may share one."""
+
 _MAX_TOKENS = re.compile(rb'"max_tokens":\s*(\d+)')
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _ID = re.compile(rb"\r\nx-request-id:\s*([^\r]*)", re.IGNORECASE)
@@ -104,6 +108,7 @@ class Server(asyncio.Protocol):
     def __init__(self, truth: Truth, options: argparse.Namespace) -> None:
         self.truth = truth
         self.options = options
+        self.each = TOGETHER if options.together and not options.itl_ms else 1
         self.loop = asyncio.get_running_loop()
         self.buffer = b""
         self.transport: asyncio.Transport
@@ -144,8 +149,8 @@ class Server(asyncio.Protocol):
         if self.options.ttft_ms or self.options.itl_ms:
             self.pace(0, tokens, received_ns + int(self.options.ttft_ms * 1e6), stamps)
             return
-        for index in range(tokens):
-            self.write_token(index, tokens, stamps)
+        for index in range(0, tokens, self.each):
+            self.write_tokens(index, tokens, stamps)
 
     def pace(self, index: int, tokens: int, first_ns: int, stamps: array[int]) -> None:
         """Write the tokens that are due, and come back for the next; late ones don't move the rest."""
@@ -159,15 +164,18 @@ class Server(asyncio.Protocol):
                 delay_s = wait_ns / 1e9 if wait_ns > 1_000_000 else 0
                 self.loop.call_later(delay_s, self.pace, index, tokens, first_ns, stamps)
                 return
-            self.write_token(index, tokens, stamps)
-            index += 1
+            self.write_tokens(index, tokens, stamps)
+            index += self.each
 
-    def write_token(self, index: int, tokens: int, stamps: array[int]) -> None:
-        """One chunk, one write; the last brings usage and the end marker with it."""
-        last = index == tokens - 1
+    def write_tokens(self, index: int, tokens: int, stamps: array[int]) -> None:
+        """One write of the next chunks; the last brings usage and the end marker with it."""
+        count = min(self.each, tokens - index)
+        pieces = TOKEN * count
+        if index + count == tokens:
+            pieces = TOKEN * (count - 1) + LAST_TOKEN + _ending(tokens)
         if self.truth.kept:
-            stamps.append(now_ns())
-        self.transport.write(LAST_TOKEN + _ending(tokens) if last else TOKEN)
+            stamps.extend([now_ns()] * count)
+        self.transport.write(pieces)
 
     def tell_truth(self, request: bytes) -> None:
         """The truth log, or 404."""
@@ -205,6 +213,7 @@ def main() -> None:
     flags.add_argument("--ttft-ms", type=float, default=0)
     flags.add_argument("--itl-ms", type=float, default=0)
     flags.add_argument("--chunks", type=int, default=128, help="where the request has no max_tokens")
+    flags.add_argument("--together", action="store_true", help="without pauses, many chunks a write")
     flags.add_argument("--spin", action="store_true", help="never sleep; wants a CPU of its own")
     flags.add_argument("--truth", action=argparse.BooleanOptionalAction, default=True)
     try:

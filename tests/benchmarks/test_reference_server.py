@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -74,8 +75,12 @@ def serving(command, *options):
 @pytest.fixture(scope="module")
 def servers(command):
     pace = ("--ttft-ms", str(TTFT_MS), "--itl-ms", str(ITL_MS))
-    with serving(command, "--chunks", "3") as swift, serving(command, *pace) as paced:
-        yield {"swift": swift, "paced": paced}
+    with (
+        serving(command, "--chunks", "3") as swift,
+        serving(command, *pace) as paced,
+        serving(command, "--together") as together,
+    ):
+        yield {"swift": swift, "paced": paced, "together": together}
 
 
 @pytest.fixture
@@ -88,6 +93,12 @@ def swift(servers):
 def paced(servers):
     servers["paced"].truth()
     return servers["paced"]
+
+
+@pytest.fixture
+def together(servers):
+    servers["together"].truth()
+    return servers["together"]
 
 
 def post(body, request_id="one", prompt=""):
@@ -199,16 +210,35 @@ def test_no_chunk_is_written_before_it_is_due(paced):
         assert row["chunk_ns"][-1] < seen_ns
 
 
-def test_a_client_that_does_not_read_keeps_no_other_waiting_and_misses_nothing(swift):
-    tokens = 40_000
-    with swift.connect(receive_bytes=4096) as idle, swift.connect() as other:
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 128, 300])
+def test_chunks_without_pauses_may_share_a_write_and_its_stamp(together, tokens):
+    with together.connect() as client:
+        assert asked(client, post({"stream": True, "max_tokens": tokens}), stream(tokens))
+        assert asked(client, post({}), ANSWER)
+    streamed, _ = together.truth()
+    assert len(streamed["chunk_ns"]) == tokens
+    assert len(set(streamed["chunk_ns"])) == -(-tokens // reference_server.TOGETHER)
+
+
+def test_chunks_with_pauses_share_no_write(command):
+    with serving(command, "--together", "--itl-ms", "2") as server, server.connect() as client:
+        assert asked(client, post({"stream": True, "max_tokens": 5}), stream(5))
+        (row,) = server.truth()
+    assert min(later - earlier for earlier, later in pairwise(row["chunk_ns"])) > 0
+
+
+@pytest.mark.parametrize("name", ["swift", "together"])
+def test_a_client_that_does_not_read_keeps_no_other_waiting_and_misses_nothing(servers, name):
+    tokens, server = 40_000, servers[name]
+    server.truth()
+    with server.connect(receive_bytes=4096) as idle, server.connect() as other:
         idle.sendall(post({"stream": True, "max_tokens": tokens}, request_id="idle"))
         assert idle.recv(1, socket.MSG_PEEK)
         assert asked(other, post({}), ANSWER)
         whole = stream(tokens)
         assert read(idle, len(whole)) == whole
         assert asked(idle, post({}), ANSWER)
-    (written,) = (row["chunk_ns"] for row in swift.truth() if row["id"] == "idle")
+    (written,) = (row["chunk_ns"] for row in server.truth() if row["id"] == "idle")
     assert len(written) == tokens
     assert written == sorted(written)
 
