@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import time
-from typing import cast
+from collections.abc import Coroutine
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 import msgspec
@@ -112,31 +113,46 @@ class Mock:
         if scope.proto == "ws":
             await self.endpoints.realtime(scope, cast("WebsocketProtocol", proto))
             return
-        head_ns = now_ns()
+        first_byte_ns = now_ns()  # of the body: the library tells of no earlier one
         try:
             body = await proto()
         except ProtocolClosed:
             return  # The client went away in the middle of its request.
-        arrived_ns = now_ns()
+        work = self.answer(scope, proto, body, first_byte_ns=first_byte_ns, arrived_ns=now_ns())
+        if work is not None:
+            await work
+
+    def answer(
+        self, scope: Scope, proto: HTTPProtocol, body: bytes, *, first_byte_ns: int, arrived_ns: int
+    ) -> Coroutine[Any, Any, None] | None:
+        """Answer a whole request now, or give what will: most answers need no task.
+
+        Args:
+            scope: the request.
+            proto: takes the answer.
+            body: of the request.
+            first_byte_ns: when the request began to come.
+            arrived_ns: when all of it had come.
+        """
         full_path = scope.path
         path = full_path.removeprefix("/v1")
         endpoint = self._generating.get(path)
         make = MAKERS.get(path)
         if (endpoint is None and make is None) or scope.method != "POST":
-            alone = self.siblings is None
-            _respond(
-                proto, self._control(scope, path, body) if alone else await self._shared(scope, path, body)
-            )
-            return
+            if self.siblings is not None:
+                return self._tell_shared(proto, scope, path, body)
+            _respond(proto, self._control(scope, path, body))
+            return None
         task = self.endpoints.task(scope, body, endpoint)
+        if task is ELSEWHERE:
+            return self._tell_kept(proto, scope, body)
         if task is not None:
-            _respond(proto, await self._kept(task, scope, body))
-            return
+            _respond(proto, task)
+            return None
         headers = scope.headers
         request_id = headers.get("x-request-id") or os.urandom(16).hex()
         self._number += self._options.workers
-        entry = Entry(request_id, self._number, full_path, scope.http_version, arrived_ns)
-        entry.head_ns = head_ns
+        entry = Entry(request_id, self._number, full_path, scope.http_version, arrived_ns, first_byte_ns)
         entry.traceparent = headers.get("traceparent") or ""
         self.clock.start(arrived_ns)
         # Each look into the library's objects costs a request its part of a microsecond.
@@ -149,8 +165,7 @@ class Mock:
         else:
             asked = self._asked(scope, body, entry)
             plan = self._made(MAKERS[path], asked, entry, key, fault)
-        plan = plan._replace(headers=[*plan.headers, ("x-request-id", request_id)])
-        await self._play(plan, entry, proto, scope.client)
+        return self._play(plan, entry, proto, scope)
 
     def _plan(
         self,
@@ -299,26 +314,37 @@ class Mock:
         wait = flavours.retry_after(math.ceil(grant.wait_s), wall_s=None)
         return flavours.refusal(self._options.limits.flavour, 429, headers=[wait, *grant.headers]), []
 
-    async def _play(self, plan: Plan, entry: Entry, proto: HTTPProtocol, client: str) -> None:
-        if entry.queued_ns is None and answered_at_once(plan, entry, proto, self.log):
-            return
+    def _play(
+        self, plan: Plan, entry: Entry, proto: HTTPProtocol, scope: Scope
+    ) -> Coroutine[Any, Any, None] | None:
+        """Play a plan, as far as it is due; gives what waits for its end."""
+        headers = [*plan.headers, ("x-request-id", entry.request_id)]
+        if entry.queued_ns is None and answered_at_once(plan, headers, entry, proto, self.log):
+            return None
         playback = Playback(
-            plan,
+            plan._replace(headers=headers),
             entry,
             proto,
-            client=client,
+            client=scope.client,
             pacer=self._pacer,
             log=self.log,
             drive=None if entry.queued_ns is None else self._drive,
         )
+        unread = plan.status is None or (plan.mangling is not None and not plan.mangling.below)
+        if playback.ended and not unread:
+            return None
         if not playback.ended:
             self.in_flight.add(playback)
             playback.done = asyncio.get_running_loop().create_future()
+        return self._played(playback, proto, unread=unread)
+
+    async def _played(self, playback: Playback, proto: HTTPProtocol, *, unread: bool) -> None:
+        if playback.done is not None:
             gone = asyncio.ensure_future(proto.client_disconnect())
             gone.add_done_callback(lambda _: playback.stop("client_gone"))
             await playback.done
             self.in_flight.discard(playback)
-        if plan.status is None or (plan.mangling is not None and not plan.mangling.below):
+        if unread:
             # Nobody is there to read it: the library merely wants to be answered.
             proto.response_empty(500, [])
 
@@ -380,6 +406,12 @@ class Mock:
             return api.refusal(400, f"`since` is {since!r}: write a position, 0 or more")
         lines, after = self.log.page(int(since), _PAGE)
         return _truth_page(lines, str(after), self.log.forgotten)
+
+    async def _tell_shared(self, proto: HTTPProtocol, scope: Scope, path: str, body: bytes) -> None:
+        _respond(proto, await self._shared(scope, path, body))
+
+    async def _tell_kept(self, proto: HTTPProtocol, scope: Scope, body: bytes) -> None:
+        _respond(proto, await self._kept(ELSEWHERE, scope, body))
 
     async def _shared(self, scope: Scope, path: str, body: bytes) -> Plan:
         """As `_control`, of all processes."""

@@ -189,9 +189,19 @@ class Playback:
             self.stop("client_gone")
 
 
-def answered_at_once(plan: Plan, entry: Entry, proto: HTTPProtocol, log: Log) -> bool:
-    """Send a whole answer that is due by now and log it, if it is one; all others take a `Playback`."""
-    status, headers, steps = plan[:3]
+def answered_at_once(
+    plan: Plan, headers: list[tuple[str, str]], entry: Entry, proto: HTTPProtocol, log: Log
+) -> bool:
+    """Send a whole answer that is due by now and log it, if it is one; all others take a `Playback`.
+
+    Args:
+        plan: the answer.
+        headers: those of the plan, and what else there is.
+        entry: its truth.
+        proto: where the response goes.
+        log: takes the entry.
+    """
+    status, _, steps = plan[:3]
     if plan.framing is not Framing.WHOLE or plan.ending is not Ending.COMPLETE or len(steps) != 1:
         return False
     at_ns, payload, _, _, awaits = steps[0]

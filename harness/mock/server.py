@@ -1,6 +1,7 @@
-"""The mock's process: granian (RSGI) on uvloop, HTTP/1.1 and HTTP/2 on one port.
+"""The mock's process: its doors, its life, its end.
 
-granian is hyper below Python: not one parser is shared with the client that is to be judged.
+Plain HTTP/1.1 comes in by the front door (`front.py`); TLS, HTTP/2 and WebSockets by a library's: granian,
+which is hyper below Python. Not one parser is shared with the client that is to be judged.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +38,14 @@ from harness.mock import certificate as certificates
 from harness.mock import siblings, spans
 from harness.mock.app import Behaviour, Mock
 from harness.mock.faults import Refuse
+from harness.mock.front import Front
 from harness.mock.pacer import now_ns
 from harness.mock.script import Rule, ScriptClock
 from harness.mock.siblings import Siblings
 
 _NS = 1_000_000_000
+_BEHIND = "127.0.0.1"
+"""Where the library listens, if it is not what clients come to."""
 _SPANS_A_LINE = 500
 _MADE = {"expired": certificates.expired, "self-signed": certificates.self_signed}
 
@@ -254,16 +259,16 @@ async def _serve(
             counts=mock.counts,
         )
         await mock.siblings.listen()
-    door = _Door(lambda: _server(mock, options, port))
-    door.open()
     loop = asyncio.get_running_loop()
+    door = _Door(mock, options, port)
+    door.open()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     background: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait())]
     if options.die_with_parent:
         background.append(asyncio.create_task(_parent_gone(os.getppid())))
-    await _accepting(options.host, port, door)
+    await door.accepting()
     # A collection walks every step of every answer under way: 50 ms for a thousand of them. Answering makes
     # no cycles (measured), and what else does is collected when nothing is under way.
     gc.freeze()
@@ -286,16 +291,25 @@ async def _serve(
 
 
 class _Door:
-    """The server that listens, while one does; those before it carry on with what they accepted.
+    """What listens, while something does; the servers before it carry on with what they accepted.
 
     Args:
-        server: makes one.
+        mock: answers.
+        options: where, and how.
+        port: where clients come.
     """
 
-    def __init__(self, server: Callable[[], Server]) -> None:
+    def __init__(self, mock: Mock, options: Options, port: int) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once a server ended by itself."""
-        self._make = server
+        self._host, self._port = options.host, port
+        self._reserved: socket.socket | None = None
+        self._front: Front | None = None
+        if options.certificate is None:
+            self._reserved = _reserve(_BEHIND, 0)
+            self._host, self._port = self._reserved.getsockname()[:2]
+            self._front = Front(mock, options.host, port, self._port)
+        self._make = partial(_server, mock, options, self._host, self._port)
         self._server: Server | None = None
         self._serving: list[asyncio.Task[None]] = []
 
@@ -305,16 +319,36 @@ class _Door:
         task = asyncio.create_task(server.serve())
         task.add_done_callback(lambda _: self._ended(server))
         self._serving.append(task)
+        if self._front is not None:
+            self._front.open()
 
     def close(self) -> None:
         """Refuse connections from now on."""
+        if self._front is not None:
+            self._front.close()
         if self._server is not None:
             server, self._server = self._server, None
             server.stop()  # type: ignore[no-untyped-call]  # granian types its embedded server in part
 
+    async def accepting(self) -> None:
+        """Return once the library accepts a connection: it does not say when it listens."""
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(self._host, self._port)
+            except ConnectionRefusedError:
+                if self.failed.done():
+                    await self.closed()
+                await asyncio.sleep(0.005)
+                continue
+            writer.close()
+            await writer.wait_closed()
+            return
+
     async def closed(self) -> None:
         """Return once all connections are done; raises what ended a server."""
         await asyncio.gather(*self._serving)
+        if self._reserved is not None:
+            self._reserved.close()
 
     def _ended(self, server: Server) -> None:
         if server is self._server and not self.failed.done():
@@ -361,11 +395,11 @@ def _write_spans(mock: Mock, path: Path) -> None:
             file.write(spans.line(entries[i : i + _SPANS_A_LINE], mock.log.clock, pid=os.getpid()))
 
 
-def _server(mock: Mock, options: Options, port: int) -> Server:
+def _server(mock: Mock, options: Options, host: str, port: int) -> Server:
     try:
         return Server(
             mock,
-            address=options.host,
+            address=host,
             port=port,
             http=HTTPModes.auto,
             websockets=True,
@@ -387,21 +421,6 @@ def _server(mock: Mock, options: Options, port: int) -> Server:
         raise ConfigError(
             "--certificate", "", str(options.certificate), f"cannot be used with {options.key}: {error}"
         ) from error
-
-
-async def _accepting(host: str, port: int, door: _Door) -> None:
-    """Return once a connection is accepted: granian does not say when it listens."""
-    while True:
-        try:
-            _, writer = await asyncio.open_connection(host, port)
-        except ConnectionRefusedError:
-            if door.failed.done():
-                await door.closed()
-            await asyncio.sleep(0.005)
-            continue
-        writer.close()
-        await writer.wait_closed()
-        return
 
 
 async def _parent_gone(parent: int) -> None:

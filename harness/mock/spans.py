@@ -56,7 +56,7 @@ def _spans(entry: Entry, clock: Clock) -> Iterator[dict[str, Any]]:
     found = _TRACEPARENT.fullmatch(entry.traceparent)
     trace_id, parent = found.groups() if found else (_id(entry, clock, "trace", 16), "")
     own = _id(entry, clock, "server", 8)
-    start_ns = entry.head_ns or entry.arrived_ns
+    start_ns = entry.first_byte_ns or entry.arrived_ns
     operation = next(
         (name for end, name in _OPERATIONS.items() if entry.path.endswith(end)), "text_completion"
     )

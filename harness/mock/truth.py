@@ -31,8 +31,8 @@ class Entry(msgspec.Struct, gc=False):
     """`1.1` or `2`."""
     arrived_ns: int
     """When the request was complete, body included."""
-    head_ns: int = 0
-    """When the request's head was complete: as near to its first byte as the server's library allows."""
+    first_byte_ns: int = 0
+    """When its first byte was read; inside TLS and on HTTP/2, when the library had read its head."""
     traceparent: str = ""
     """As the client sent it."""
     queued_ns: int | None = None

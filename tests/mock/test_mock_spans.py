@@ -22,7 +22,7 @@ def entry(**changes: Any) -> Entry:
         "path": "/v1/chat/completions",
         "protocol": "1.1",
         "arrived_ns": 2_000,
-        "head_ns": 1_900,
+        "first_byte_ns": 1_900,
         "traceparent": TRACEPARENT,
         "model": "m",
         "stream": True,
