@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,7 +29,14 @@ _PLAIN = {
 _TYPES = re.compile(rf"`((?:{'|'.join(_PLAIN)})(?: \| (?:{'|'.join(_PLAIN)}))*)`")
 
 
-def convert(plain: Any, kind: type[T], source: str, *, strict: bool = True) -> T:
+def convert(
+    plain: Any,
+    kind: type[T],
+    source: str,
+    *,
+    strict: bool = True,
+    dec_hook: Callable[[type, Any], Any] | None = None,
+) -> T:
     """Check plain values against a typed form, as `msgspec.convert` does.
 
     Args:
@@ -37,12 +44,13 @@ def convert(plain: Any, kind: type[T], source: str, *, strict: bool = True) -> T
         kind: a struct.
         source: where the values stand, for the blame.
         strict: text is no number.
+        dec_hook: makes values of types of one's own; the text of its ValueError is the remedy.
 
     Raises:
         ConfigError: with the key at fault, its value, and what may stand there.
     """
     try:
-        return msgspec.convert(plain, kind, strict=strict)
+        return msgspec.convert(plain, kind, strict=strict, dec_hook=dec_hook)
     except msgspec.ValidationError as error:
         raise _blame(str(error), plain, inspect.type_info(kind), source) from error
 
@@ -64,8 +72,12 @@ def _blame(message: str, plain: Any, root: inspect.Type, source: str) -> ConfigE
     steps = [name or int(position) for name, position in _STEP.findall(complaint["path"] or "")]
     value, declared = plain, root
     for step in steps:
-        value, declared = value[step], _below(declared, step)
-    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+        inside, value = value, value.get(step) if isinstance(value, dict) else value[step]
+        if (tags := _tags(declared, step)) is not None:
+            choice = nearest(value, tags) if isinstance(value, str) else f"it is one of {listed(tags)}"
+            return ConfigError(source, _spelled(steps), value, choice)
+        declared = _below(declared, step, inside)
+    key = _spelled(steps)
     what = complaint["what"]
     if complaint["of_key"]:
         return ConfigError(source, key, value, "keys are text")
@@ -73,7 +85,7 @@ def _blame(message: str, plain: Any, root: inspect.Type, source: str) -> ConfigE
         inner = f"{key}.{field['name']}".removeprefix(".")
         if field["fault"] == "missing required":
             return ConfigError(source, inner, None, "is missing")
-        struct = _bare(declared)
+        struct = _meant(declared, value)
         assert isinstance(struct, inspect.StructType)
         known = [each.encode_name for each in struct.fields]
         return ConfigError(source, inner, value[field["name"]], f"unknown; {nearest(field['name'], known)}")
@@ -85,13 +97,44 @@ def _blame(message: str, plain: Any, root: inspect.Type, source: str) -> ConfigE
     return ConfigError(source, key, value, what[:1].lower() + what[1:])
 
 
-def _below(declared: inspect.Type, step: str | int) -> inspect.Type:
-    """The declared type of a struct's field, or of a list's items."""
-    outer = _bare(declared)
+def _spelled(steps: Sequence[str | int]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+
+
+def _below(declared: inspect.Type, step: str | int, value: Any) -> inspect.Type:
+    """The declared type of a value's field, or of a list's items."""
+    outer = _meant(declared, value)
     if isinstance(outer, inspect.StructType):
         return next(field.type for field in outer.fields if field.encode_name == step)
+    if isinstance(outer, inspect.TupleType):
+        assert isinstance(step, int)
+        return outer.item_types[step]
     assert isinstance(outer, inspect.ListType)
     return outer.item_type
+
+
+def _tags(declared: inspect.Type, step: str | int) -> list[str] | None:
+    """What may stand in the field that tells structs apart; None for any other."""
+    structs = [each for each in _members(declared) if isinstance(each, inspect.StructType)]
+    if not structs or structs[0].tag_field != step:
+        return None
+    return [str(each.tag) for each in structs]
+
+
+def _meant(declared: inspect.Type, value: Any) -> inspect.Type:
+    """Of several structs the one that the value says it is."""
+    for each in _members(declared):
+        if not isinstance(each, inspect.StructType) or not isinstance(value, dict):
+            continue
+        if each.tag_field is not None and value.get(each.tag_field) == each.tag:
+            return each
+    return _bare(declared)
+
+
+def _members(declared: inspect.Type) -> Sequence[inspect.Type]:
+    if isinstance(declared, inspect.Metadata):
+        declared = declared.type
+    return declared.types if isinstance(declared, inspect.UnionType) else [declared]
 
 
 def _bare(declared: inspect.Type) -> inspect.Type:

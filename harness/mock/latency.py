@@ -14,7 +14,6 @@ import math
 import random
 import re
 from bisect import bisect_right
-from collections.abc import Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,6 +23,7 @@ import yaml
 from msgspec import Meta
 
 from harness.errors import ConfigError
+from harness.mock import blame
 
 _BUILT_IN = Path(__file__).with_name("profiles")
 _NS = 1_000_000_000
@@ -210,7 +210,6 @@ def _check(distribution: Distribution, source: str, key: str) -> None:
 _Value = TypeVar("_Value")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ns|us|ms|s|m)", re.ASCII)
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
-_WHERE = re.compile(r" - at `\$\.?(.*)`$")
 
 
 def read_yaml(path: Path) -> Any:
@@ -223,6 +222,10 @@ def read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(str(path), "", None, f"cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+        raise ConfigError(str(path), "", None, f"is not YAML: {error.problem}{where}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), "", None, f"is not YAML: {error}") from error
 
@@ -233,13 +236,7 @@ def convert(plain: Any, kind: type[_Value], source: str) -> _Value:
     Raises:
         ConfigError: for the first mistake, with its key, its value and what was expected.
     """
-    try:
-        return msgspec.convert(plain, kind, dec_hook=_duration)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        where = _WHERE.search(text)
-        key = where.group(1) if where else ""
-        raise ConfigError(source, key, _at(plain, key), _WHERE.sub("", text)) from error
+    return blame.convert(plain, kind, source, dec_hook=_duration)
 
 
 def _duration(kind: type, value: object) -> object:
@@ -249,14 +246,3 @@ def _duration(kind: type, value: object) -> object:
     if match is None:
         raise ValueError("write a duration with its unit: `4ms`, `1.5s`, `2m`")
     return Seconds(float(match.group(1)) * _UNIT_S[match.group(2)])
-
-
-def _at(plain: Any, key: str) -> Any:
-    for part in re.findall(r"[^.\[\]]+", key):
-        if isinstance(plain, Mapping):
-            plain = plain.get(part)
-        elif isinstance(plain, list) and part.isdigit():
-            plain = plain[int(part)]
-        else:
-            return None
-    return plain

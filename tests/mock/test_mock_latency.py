@@ -105,8 +105,12 @@ def test_built_in_profiles_load_and_say_what_they_are(name: str):
             -1,
             ">= 0",
         ),
-        ("itl: {distribution: fixed, value: 1s}", "", None, "ttft"),
-        ("speed: fast", "", None, "speed"),
+        ("ttft: {distribution: fixd, value: 3s}", "ttft.distribution", "fixd", "did you mean `fixed`"),
+        ("ttft: {distribution: uniform, median: 3s}", "ttft.median", "3s", "known here: `low`, `high`"),
+        ("ttft: 3s", "ttft", "3s", "a mapping, got text"),
+        ("ttft: {distribution: quantiles, points: [[0, 1s], [1, 2]]}", "ttft.points[1][1]", 2, "its unit"),
+        ("itl: {distribution: fixed, value: 1s}", "ttft", None, "missing"),
+        ("speed: fast", "speed", "fast", "known here"),
         (
             "ttft: {distribution: uniform, low: 2s, high: 1s}\nitl: {distribution: fixed, value: 0s}",
             "ttft.low",
@@ -125,7 +129,7 @@ def test_built_in_profiles_load_and_say_what_they_are(name: str):
             None,
             "from 0 to 1",
         ),
-        ("ttft: [", "", None, "YAML"),
+        ("ttft: [", "", None, "YAML: .* in line 1"),
     ],
 )
 def test_mistakes_in_a_profile_are_named_with_file_key_and_value(
