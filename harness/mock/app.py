@@ -101,8 +101,8 @@ class Mock:
             task_slots=options.task_slots,
         )
 
-    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called by granian before the first request."""
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Be ready for requests; once, for the engine remembers."""
         self._pacer = Pacer(loop)
         settings = self._options.profile.engine
         if settings is not None:
@@ -341,8 +341,14 @@ class Mock:
     async def _played(self, playback: Playback, proto: HTTPProtocol, *, unread: bool) -> None:
         if playback.done is not None:
             gone = asyncio.ensure_future(proto.client_disconnect())
-            gone.add_done_callback(lambda _: playback.stop("client_gone"))
+
+            def stop(_: object) -> None:
+                playback.stop("client_gone")
+
+            gone.add_done_callback(stop)
             await playback.done
+            # Else they hold one another until garbage is collected, which under load it is not.
+            gone.remove_done_callback(stop)
             self.in_flight.discard(playback)
         if unread:
             # Nobody is there to read it: the library merely wants to be answered.

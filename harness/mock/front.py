@@ -13,6 +13,7 @@ import asyncio
 import errno
 import socket
 import struct
+import sys
 import time
 import traceback
 from collections.abc import Coroutine
@@ -30,7 +31,11 @@ _AGAIN_S = 0.1
 """Before connections are accepted again, when no descriptor was left for one."""
 _RELAY_S = 1.0
 """By then the library listens again."""
+_FROM = ("127.0.0.2", 0) if sys.platform == "linux" else None
+"""Where a relay comes from: a fault looks for its connection by the peer's address, and of the ports of
+127.0.0.1 the kernel may give a relay one that a client has as well."""
 _LINGER_0 = struct.pack("ii", 1, 0)
+_PLAIN = [("content-type", "text/plain")]
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -75,7 +80,8 @@ class Front:
         self.loop = asyncio.get_running_loop()
         self.connections: set[_Connection] = set()
         self.working: set[asyncio.Task[None]] = set()
-        """What answers, or relays, at present."""
+        """What answers, or begins to relay, at present."""
+        self.relaying: set[_Half] = set()
         self._address = (host, port)
         self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener: socket.socket | None = None
@@ -99,6 +105,11 @@ class Front:
             self._listener = None
         for connection in list(self.connections):
             connection.finish()
+
+    def cut_off(self) -> None:
+        """End all relays, whatever they carry."""
+        for half in list(self.relaying):
+            half.transport.abort()
 
     def _accept(self) -> None:
         listener = self._listener
@@ -187,6 +198,8 @@ class _Connection:
         self._closing = True
         if self._reply is None:
             self._close()
+        else:
+            self._reply.announce_end()
 
     def _on_readable(self) -> None:
         try:
@@ -203,8 +216,11 @@ class _Connection:
             self._serve()
 
     def _serve(self) -> None:
-        """Answer what has come; what comes during an answer waits for its end."""
-        while self.open and self._reply is None:
+        """Answer what has come; what comes during an answer waits until the kernel has all of that.
+
+        A fault would else meet what is left of the answer before.
+        """
+        while self.open and self._reply is None and not self._unsent:
             if self._closing:
                 self._close()
                 return
@@ -233,27 +249,39 @@ class _Connection:
             self._client,
             self._server,
         )
-        work = self._front.application.answer(
-            scope, reply, request.body, first_byte_ns=request.first_byte_ns, arrived_ns=now_ns()
-        )
+        try:
+            work = self._front.application.answer(
+                scope, reply, request.body, first_byte_ns=request.first_byte_ns, arrived_ns=now_ns()
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is: no client is to wait for ever
+            self._failed(reply, error)
+            return
         if work is not None:
-            self._front.work(work).add_done_callback(self._worked)
+            self._front.work(work).add_done_callback(lambda task: self._worked(reply, task))
 
-    def _worked(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            traceback.print_exception(task.exception())
+    def _worked(self, reply: Reply, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(reply, error)
+
+    def _failed(self, reply: Reply, error: BaseException) -> None:
+        """A mistake of the mock's own: stderr has it, and the client 500, or less than a whole answer."""
+        traceback.print_exception(error)
+        if self._reply is not reply:
+            return  # It is answered.
+        if reply.begun:
             self._lost()
+        else:
+            reply.response_bytes(500, _PLAIN, b"the mock failed: its stderr says how\n")
 
     def _refuse(self, error: http1.BadRequestError) -> None:
-        plain = [("content-type", "text/plain")]
-        self.write(http1.whole(error.status, plain, f"{error}\n".encode(), to=None, second=int(time.time())))
+        self.write(http1.whole(error.status, _PLAIN, f"{error}\n".encode(), to=None, second=int(time.time())))
         self._closing = True
         self._close()
 
     def _wait_for_more(self) -> None:
         if self._reader.foreign:
             self._leave()
-            self._front.work(_relayed(self._socket, self._reader.unread, self._front.elsewhere))
+            self._front.work(_relayed(self._front, self._socket, self._reader.unread))
         elif self._reader.awaits_continue:
             self.write(http1.CONTINUE)
 
@@ -269,8 +297,7 @@ class _Connection:
         del self._unsent[:taken]
         if not self._unsent:
             self._front.loop.remove_writer(self._socket)
-            if self._closing and self._reply is None:
-                self._close()
+            self._serve()
 
     def _close(self) -> None:
         if self.open and not self._unsent:
@@ -284,7 +311,8 @@ class _Connection:
         self._leave()
         self._socket.close()
         if self._reply is not None:
-            self._reply.leave()
+            reply, self._reply = self._reply, None  # They hold one another.
+            reply.leave()
 
     def _leave(self) -> None:
         """Have nothing more to do with the socket."""
@@ -303,6 +331,9 @@ class Reply:
         request: what is answered.
         loop: where the client's leaving is waited for.
     """
+
+    begun = False
+    """Its head is out, and more is to come."""
 
     def __init__(
         self, connection: _Connection, request: http1.Request, loop: asyncio.AbstractEventLoop
@@ -325,6 +356,10 @@ class Reply:
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
 
+    def announce_end(self) -> None:
+        """Have the answer say that it is its connection's last, unless its head is out."""
+        self._request.keep_alive = False
+
     def response_empty(self, status: int, headers: http1.Headers) -> None:
         """An answer without a body."""
         self.response_bytes(status, headers, b"")
@@ -338,6 +373,7 @@ class Reply:
     def response_stream(self, status: int, headers: http1.Headers) -> Stream:
         """An answer in pieces."""
         opening = http1.opening(status, headers, to=self._request, second=int(time.time()))
+        self.begun = True
         self._connection.write(opening.head)
         return Stream(self._connection, opening)
 
@@ -369,12 +405,14 @@ class Stream:
 # -- what is not plain HTTP/1.1 ---------------------------------------------------------------------------
 
 
-async def _relayed(client: socket.socket, first: bytes, port: int) -> None:
+async def _relayed(front: Front, client: socket.socket, first: bytes) -> None:
     """Tie a client's connection to one of the library's, to which `first` has come already."""
     loop, deadline = asyncio.get_running_loop(), time.monotonic() + _RELAY_S
     while True:
         try:
-            _, inner = await loop.create_connection(_Half, "127.0.0.1", port)
+            _, inner = await loop.create_connection(
+                lambda: _Half(front.relaying), "127.0.0.1", front.elsewhere, local_addr=_FROM
+            )
             break
         except OSError:
             if time.monotonic() > deadline:
@@ -382,21 +420,33 @@ async def _relayed(client: socket.socket, first: bytes, port: int) -> None:
                 return
             await asyncio.sleep(0.005)
     inner.transport.write(first)
-    await loop.connect_accepted_socket(lambda: _Half(inner), client)
+    await loop.connect_accepted_socket(lambda: _Half(front.relaying, inner), client)
 
 
 class _Half(asyncio.Protocol):
-    """One end of a relay: what comes here goes out there, and so does the end, be it FIN or RST."""
+    """One end of a relay: what comes here goes out there, and so does the end, be it FIN or RST.
+
+    Args:
+        relaying: has it while it is connected.
+        twin: the other end, if there is one yet.
+    """
 
     transport: asyncio.Transport
 
-    def __init__(self, twin: _Half | None = None) -> None:
+    def __init__(self, relaying: set[_Half], twin: _Half | None = None) -> None:
+        self.relaying = relaying
         self.twin = twin
         self.early = b""
         """What came before there was a twin."""
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something is still to go out here."""
+        return self.transport.get_write_buffer_size() > 0
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from asyncio's
+        self.relaying.add(self)
         if self.twin is not None:
             self.twin.twin = self
             self.transport.write(self.twin.early)
@@ -418,6 +468,7 @@ class _Half(asyncio.Protocol):
             self.twin.transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.relaying.discard(self)
         if self.twin is None:
             return
         transport = self.twin.transport

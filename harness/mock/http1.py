@@ -8,7 +8,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import msgspec
 
@@ -19,8 +19,10 @@ _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _TOKEN = re.compile(_NAME).fullmatch
 _FIELDS = re.compile(rf"(?:{_NAME}:[^\r\n]*(?:\r\n(?!\Z)|\Z))*").fullmatch
 """All in one go: a match for each costs a request two microseconds."""
-_DIGITS = re.compile("[0-9]+").fullmatch
-_HEX = re.compile(b"[0-9A-Fa-f]+").fullmatch
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]+(.*)").fullmatch
+_DIGITS = re.compile("[0-9]{1,18}").fullmatch
+_HEX = re.compile(b"[0-9A-Fa-f]{1,16}").fullmatch
+"""Of more digits Python makes no number, beyond some thousands."""
 _BODILESS = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
 Headers = Sequence[tuple[str, str]]
@@ -220,10 +222,10 @@ def _fields(text: str) -> dict[str, str]:
 def _place(target: str) -> tuple[str, str]:
     """Path, decoded, and query string of a request's target; a proxy's client sends a whole URL."""
     if not target.startswith("/"):
-        parts = urlsplit(target)
-        if not parts.netloc:
+        found = _URL(target)
+        if found is None:
             raise BadRequestError("the target is no path")
-        target = target[target.index(parts.netloc) + len(parts.netloc) :] or "/"
+        target = found[1] if found[1].startswith("/") else "/" + found[1]
     path, _, query_string = target.partition("?")
     return unquote(path), query_string
 
@@ -298,7 +300,10 @@ def _has_length(headers: Headers) -> bool:
 
 @lru_cache
 def _line(status: int) -> str:
-    return f"{status} {HTTPStatus(status).phrase}"
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status} "  # A gateway's own, as 520.
 
 
 @lru_cache(maxsize=1)

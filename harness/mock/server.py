@@ -47,6 +47,8 @@ _NS = 1_000_000_000
 _BEHIND = "127.0.0.1"
 """Where the library listens, if it is not what clients come to."""
 _SPANS_A_LINE = 500
+_GOODBYE_S = 1.0
+"""For a client to close its HTTP/2 connection, when all else has ended."""
 _MADE = {"expired": certificates.expired, "self-signed": certificates.self_signed}
 
 
@@ -260,6 +262,7 @@ async def _serve(
         )
         await mock.siblings.listen()
     loop = asyncio.get_running_loop()
+    mock.start(loop)
     door = _Door(mock, options, port)
     door.open()
     stop = asyncio.Event()
@@ -282,8 +285,9 @@ async def _serve(
         task.cancel()
     door.close()
     mock.endpoints.stop()
-    await _drain(mock, options.drain_s)
-    await door.closed()
+    deadline_ns = now_ns() + round(options.drain_s * _NS)
+    await _drain(mock, door, deadline_ns)
+    await door.closed(deadline_ns)
     if options.spans_file is not None:
         _write_spans(mock, options.spans_file)
     if options.truth_file is not None:
@@ -344,9 +348,27 @@ class _Door:
             await writer.wait_closed()
             return
 
-    async def closed(self) -> None:
-        """Return once all connections are done; raises what ended a server."""
-        await asyncio.gather(*self._serving)
+    @property
+    def answering(self) -> bool:
+        """Whether a client of the front door's is still to get something."""
+        return self._front is not None and bool(self._front.connections)
+
+    async def closed(self, deadline_ns: int = 0) -> None:
+        """Return once all connections are done; raises what ended a server.
+
+        Args:
+            deadline_ns: until then clients behind a relay may read what is theirs.
+        """
+        serving = asyncio.gather(*self._serving)
+        if self._front is not None:
+            await asyncio.wait([serving], timeout=max(_GOODBYE_S, (deadline_ns - now_ns()) / _NS))
+            if not serving.done():
+                self._front.cut_off()
+        await serving
+        while self._front is not None and self._front.relaying and now_ns() < deadline_ns:
+            await asyncio.sleep(0.01)
+            if not any(half.unsent for half in self._front.relaying):
+                break
         if self._reserved is not None:
             self._reserved.close()
 
@@ -429,10 +451,9 @@ async def _parent_gone(parent: int) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _drain(mock: Mock, patience_s: float) -> None:
-    """Let answers under way end by themselves for a while; then end those that are left."""
-    deadline_ns = now_ns() + round(patience_s * _NS)
-    while mock.in_flight and now_ns() < deadline_ns:  # noqa: ASYNC110 - once a life, not worth an event
+async def _drain(mock: Mock, door: _Door, deadline_ns: int) -> None:
+    """Let answers under way end by themselves, and be read, for a while; then end those that are left."""
+    while (mock.in_flight or door.answering) and now_ns() < deadline_ns:  # noqa: ASYNC110 - once a life
         await asyncio.sleep(0.01)
     for playback in list(mock.in_flight):
         playback.stop("shutdown")

@@ -78,6 +78,8 @@ def test_a_whole_url_is_a_path():
     request = only(b"GET http://mock:1/a?b HTTP/1.1\r\nhost: mock:1\r\n\r\n")
     assert (request.path, request.query_string) == ("/a", "b")
     assert only(b"GET http://mock:1 HTTP/1.1\r\nhost: mock:1\r\n\r\n").path == "/"
+    assert only(b"GET http://mock?b HTTP/1.1\r\nhost: mock\r\n\r\n").path == "/"
+    assert only(b"GET http://[/a HTTP/1.1\r\nhost: mock\r\n\r\n").path == "/a"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,8 @@ def test_a_whole_url_is_a_path():
         (b"GET / HTTP/1.1\r\nhost : m\r\n\r\n", 400),
         (b"OPTIONS * HTTP/1.1\r\nhost: m\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: m\r\ncontent-length: -1\r\n\r\n", 400),
+        (b"CONNECT mock:443 HTTP/1.1\r\nhost: m\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: m\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: m\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: m\r\ntransfer-encoding: gzip, chunked\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: m\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n", 400),
@@ -139,6 +143,10 @@ def test_a_client_that_waits_for_leave_to_send_its_body_is_given_it_once():
 def test_a_whole_answer_has_its_length_and_its_date():
     answer = whole(200, [("x-a", "1")], b"hello", to=only(GET), second=SECOND)
     assert answer == b"HTTP/1.1 200 OK\r\nx-a: 1\r\ncontent-length: 5\r\n" + DATE + b"\r\nhello"
+
+
+def test_a_status_without_a_name_is_sent_without_one():
+    assert whole(520, [], b"", to=only(GET), second=SECOND).startswith(b"HTTP/1.1 520 \r\n")
 
 
 def test_a_length_that_is_given_is_left_as_it_is():
