@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 
+import msgspec
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from harness.client.call import Call
@@ -19,6 +20,23 @@ _STALE_AFTER_NS = 1_000_000_000
 
 class _SurplusError(Exception):
     """Bytes after the end of the answer."""
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """The head of an answer that came in one read with its body, and left the connection open.
+
+    What llhttp made of these bytes it would make of them again: telling them apart takes 0.2 µs, parsing
+    them 2.
+    """
+
+    text: bytes
+    length: int
+    """Of the whole answer."""
+    headers: list[tuple[bytes, bytes]]
+
+    def begins(self, piece: bytes) -> bool:
+        """The piece is a whole answer with this head."""
+        return len(piece) == self.length and piece.startswith(self.text)
 
 
 class Connection:
@@ -60,6 +78,7 @@ class Connection:
         self._informational = False
         self._complete = False
         self._keep_alive = False
+        self._usual: _Head | None = None
 
     def exchange(self, exchange: Exchange, call: Call, span_id: str) -> None:
         """Send a request and wait for the end of its answer, or of the hope for one.
@@ -116,6 +135,7 @@ class Connection:
             return False
         exchange.connected_ns = now_ns()
         self._parser = HttpResponseParser(self)
+        self._usual = None
         return True
 
     def _start(self, exchange: Exchange, payload: bytes) -> None:
@@ -146,6 +166,14 @@ class Connection:
         if exchange is None:
             self.close()
             return
+        usual = self._usual
+        if usual is not None and exchange.bytes_in == 0 and usual.begins(piece):
+            exchange.bytes_in = len(piece)
+            exchange.status, exchange.headers, exchange.headers_ns = 200, usual.headers, stamp_ns
+            exchange.pieces.append(piece[len(usual.text) :])
+            exchange.stamps.append(stamp_ns)
+            self._end(stamp_ns)
+            return
         self._stamp_ns = stamp_ns
         exchange.bytes_in += len(piece)
         try:
@@ -160,6 +188,8 @@ class Connection:
                 return
             self._keep_alive = False
         if self._complete:
+            if self._keep_alive and exchange.bytes_in == len(piece):
+                self._usual = _head_of(piece, exchange)
             self._end(stamp_ns)
         elif exchange.headers_ns is None and exchange.bytes_in > MAX_HEAD_BYTES:
             self._end(stamp_ns, Outcome.MALFORMED, "response head too long")
@@ -247,6 +277,14 @@ class Connection:
             return
         self._complete = True
         self._keep_alive = self._parser.should_keep_alive()
+
+
+def _head_of(piece: bytes, exchange: Exchange) -> _Head | None:
+    """The head of a whole answer, where it alone says how long the answer is."""
+    if exchange.status != 200 or exchange.header(b"transfer-encoding") is not None:
+        return None
+    body_bytes = sum(map(len, exchange.pieces))
+    return _Head(piece[: len(piece) - body_bytes], len(piece), exchange.headers)
 
 
 def _delimited(exchange: Exchange) -> bool:

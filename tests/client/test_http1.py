@@ -203,6 +203,31 @@ def test_a_connection_with_surplus_bytes_is_not_used_again():
     assert (record.outcome, record.reused_connection) == (Outcome.OK, False)
 
 
+def test_an_answer_with_a_head_seen_before_is_read_like_the_first():
+    longer = CHAT_BODY.replace(b"Hi", b"Hi there")
+    # Heads alike, then another one, then one alike whose body comes later; last, surplus bytes.
+    replies = [(OK,), (OK,), (http("200 OK", longer),), (OK,), (OK[:-9], OK[-9:]), (OK,), (OK + b"x",)]
+
+    def script(peer: Peer) -> None:
+        for pieces in replies:
+            peer.read_request()
+            for piece in pieces:
+                peer.send(piece)
+                gevent.sleep(0.005)
+
+    with serving(script, answers(OK)) as server:
+        connection = Connection(target.parse(server.url))
+        records = [attempt(connection) for _ in (*replies, OK)]
+        connection.close()
+    assert {(r.outcome, r.status, r.finish_reason, r.usage) for r in records} == {
+        (Outcome.OK, 200, "stop", records[0].usage)
+    }
+    assert [r.bytes_in for r in records[:-1]] == [sum(map(len, pieces)) for pieces in replies]
+    assert [r.reused_connection for r in records] == [False, *[True] * 6, False]
+    assert all(r.sent_ns < r.headers_ns <= r.ended_ns for r in records)
+    assert records[4].headers_ns < records[4].ended_ns
+
+
 @pytest.mark.parametrize(
     ("response", "error"),
     [
