@@ -175,7 +175,7 @@ class Answer:
 
     def _inflater(self, exchange: Exchange) -> Callable[[bytes], bytes]:
         """How to undo the content encoding, which we asked not to be used."""
-        value = exchange.header(b"content-encoding")
+        value = exchange.headers.get(b"content-encoding")
         if value is None:
             return _as_is
         encoding = value.strip().lower()

@@ -32,7 +32,7 @@ class _Head(msgspec.Struct, frozen=True):
     text: bytes
     length: int
     """Of the whole answer."""
-    headers: list[tuple[bytes, bytes]]
+    headers: dict[bytes, bytes]
 
     def begins(self, piece: bytes) -> bool:
         """The piece is a whole answer with this head."""
@@ -235,7 +235,7 @@ class Connection:
         self._exchange = None
         self._deadlines.discard(exchange)
         self._ended_ns = stamp_ns
-        if outcome is not None or not self._keep_alive or not transport.drained:
+        if outcome is not None or not self._keep_alive or transport.unsent:
             transport.close()
         exchange.finish(stamp_ns, outcome, error)
 
@@ -249,7 +249,7 @@ class Connection:
     def on_header(self, name: bytes, value: bytes) -> None:
         """One response header, or trailer."""
         if len(name) in HEADER_LENGTHS and self._exchange is not None:
-            self._exchange.headers.append((name, value))
+            self._exchange.headers.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         """The head is whole: status, and the stamp of its read."""

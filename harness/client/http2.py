@@ -306,7 +306,7 @@ class _Link:
             if name == b":status":
                 exchange.status = int(value)
             else:
-                exchange.headers.append((bytes(name), bytes(value)))
+                exchange.headers.setdefault(bytes(name), bytes(value))
 
     def _take_body(self, event: DataReceived, stamp_ns: int) -> None:
         self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)
@@ -379,7 +379,7 @@ class _Link:
         octets = self._h2.data_to_send()
         if octets:
             transport.write(octets)
-        if self._to_stamp and transport.drained:
+        if self._to_stamp and not transport.unsent:
             self._stamp_sent()
 
     def _stamp_sent(self) -> None:

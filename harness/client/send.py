@@ -261,7 +261,7 @@ def _judge(exchange: Exchange, answer: Answer, call: Call) -> tuple[Outcome, str
         answer.end(exchange)
     elif promised and exchange.outcome is None:
         answer.read_body(exchange, call.dialect.decode_body)
-    fault = status_fault(exchange)
+    fault = None if exchange.status == 200 else status_fault(exchange)
     if fault is not None:
         return fault
     if exchange.outcome is None:

@@ -154,11 +154,12 @@ class Transport:
         self._sock = sock
         self._tls = tls
         self._listener = listener
-        self._unsent = bytearray()
+        self.unsent = bytearray()
+        """What was written and is not yet with the kernel."""
         self._broken: OSError | None = None
         self._writer: Any = None
         self._on_bytes = listener.on_bytes
-        self._recv = sock.recv
+        self._send, self._recv = sock.send, sock.recv
         self._recvmsg = sock.recvmsg if stamps == "kernel" else None
         self._reader = get_hub().loop.io(sock.fileno(), _READ)
         self._reader.start(self._on_readable)
@@ -174,11 +175,6 @@ class Transport:
             self._on_readable()
         return self.open
 
-    @property
-    def drained(self) -> bool:
-        """Everything written is with the kernel."""
-        return not self._unsent
-
     def write(self, payload: bytes) -> bool:
         """Hand bytes to the kernel, as many as it takes now; the rest follows by itself.
 
@@ -188,9 +184,7 @@ class Transport:
         Returns:
             True if all is with the kernel; else `on_drained` will be called, unless the connection is broken.
         """
-        if self._tls is not None:
-            payload = self._tls.seal(payload)
-        return self._write_raw(payload)
+        return self._write_raw(payload if self._tls is None else self._tls.seal(payload))
 
     def close(self) -> None:
         """Let go of the socket; nothing more is called."""
@@ -205,11 +199,11 @@ class Transport:
         self._sock.close()
 
     def _write_raw(self, payload: bytes) -> bool:
-        if self._unsent:
-            self._unsent += payload
+        if self.unsent:
+            self.unsent += payload
             return False
         try:
-            taken = self._sock.send(payload)
+            taken = self._send(payload)
         except BlockingIOError:
             taken = 0
         except OSError as error:
@@ -217,7 +211,7 @@ class Transport:
             return False
         if taken == len(payload):
             return True
-        self._unsent += memoryview(payload)[taken:]
+        self.unsent += memoryview(payload)[taken:]
         if self._writer is None:
             self._writer = get_hub().loop.io(self._sock.fileno(), _WRITE)
         self._writer.start(self._on_writable)
@@ -225,15 +219,15 @@ class Transport:
 
     def _on_writable(self) -> None:
         try:
-            with memoryview(self._unsent) as rest:
-                taken = self._sock.send(rest[: 1 << 20])
+            with memoryview(self.unsent) as rest:
+                taken = self._send(rest[: 1 << 20])
         except BlockingIOError:
             return
         except OSError as error:
             self._broken = error
-            taken = len(self._unsent)
-        del self._unsent[:taken]
-        if self._unsent:
+            taken = len(self.unsent)
+        del self.unsent[:taken]
+        if self.unsent:
             return
         self._writer.stop()
         if self._broken is None:

@@ -40,7 +40,7 @@ def test_a_streamed_request_asks_for_usage(dialect):
 
 
 def test_the_lines_dialect_always_streams():
-    assert LINES.streams(request(stream=False))
+    assert LINES.streams(asked=False)
     assert json.loads(LINES.encode(request(stream=False)))["stream"] is True
 
 

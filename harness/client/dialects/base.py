@@ -45,9 +45,9 @@ class Dialect(msgspec.Struct, frozen=True):
     decode_body: Callable[[bytes], Delta]
     """One whole body. Raises msgspec.DecodeError."""
 
-    def streams(self, request: Request) -> bool:
-        """The answer comes as a stream; line-delimited JSON knows no other way."""
-        return request.stream or self.framing == "lines"
+    def streams(self, *, asked: bool) -> bool:
+        """The answer comes as a stream, if asked for; line-delimited JSON knows no other way."""
+        return asked or self.framing == "lines"
 
 
 class _PromptDetails(msgspec.Struct, gc=False):
@@ -135,10 +135,18 @@ def error_in(payload: bytes, error: Any, counted: WireUsage | None) -> str | Non
     return error_of(payload) if counted is None else None
 
 
-def common_fields(request: Request, *, stream: bool) -> dict[str, Any]:
-    """The body's fields that all dialects share: the parameters as they stand, but for `stream`."""
-    fields = {"model": request.model, "max_tokens": request.max_tokens, **request.parameters}
-    fields["stream"] = stream
+def body_of(request: Request, name: str, asked: Any, *, stream: bool) -> dict[str, Any]:
+    """The body: what is asked, by the dialect's name for it, then the fields that all dialects share.
+
+    The parameters are given as they stand, but for `stream`.
+    """
+    fields = {
+        name: asked,
+        "model": request.model,
+        "max_tokens": request.max_tokens,
+        **request.parameters,
+        "stream": stream,
+    }
     if stream:
         fields["stream_options"] = {"include_usage": True}
     return fields

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from harness.client.dialects.base import Delta, Dialect, WireUsage, common_fields, error_in, usage
+from harness.client.dialects.base import Delta, Dialect, WireUsage, body_of, error_in, usage
 from harness.workload.prompts import Request
 
 
@@ -53,7 +53,7 @@ def encode(request: Request) -> bytes:
     messages = request.messages
     if messages is None:
         messages = ({"role": "user", "content": request.prompt or ""},)
-    return _encode({"messages": messages, **common_fields(request, stream=request.stream)})
+    return _encode(body_of(request, "messages", messages, stream=request.stream))
 
 
 def decode(payload: bytes) -> Delta:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from harness.client.dialects.base import Delta, Dialect, WireUsage, common_fields, error_in, usage
+from harness.client.dialects.base import Delta, Dialect, WireUsage, body_of, error_in, usage
 from harness.workload.prompts import Request
 
 
@@ -35,12 +35,12 @@ def prompt(request: Request) -> str:
 
 def encode(request: Request) -> bytes:
     """The JSON body of a completion request."""
-    return _encode({"prompt": prompt(request), **common_fields(request, stream=request.stream)})
+    return _encode(body_of(request, "prompt", prompt(request), stream=request.stream))
 
 
 def encode_lines(request: Request) -> bytes:
     """The JSON body of a request to the endpoint that always streams."""
-    return _encode({"prompt": prompt(request), **common_fields(request, stream=True)})
+    return _encode(body_of(request, "prompt", prompt(request), stream=True))
 
 
 def decode(payload: bytes) -> Delta:
