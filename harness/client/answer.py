@@ -25,31 +25,51 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 class Answer:
     """What one attempt's answer said so far.
 
-    For a stream it is the exchange's digester: it reads events as they gather, and lets them go. What
-    many answers never set stands in the class, which makes a new one cheap.
+    For a stream it is the exchange's digester: it reads events as they gather, and lets them go.
     """
 
-    choices = False
-    done = False
-    first_event_ns: int | None = None
-    first_token_ns: int | None = None
-    first_content_ns: int | None = None
-    kept_alive = False
-    """Keep-alives came before the first event."""
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    outcome: Outcome | None = None
-    error = ""
-    chunk_ns: list[int] | tuple[int, ...] = ()
-    _inflate: Callable[[bytes], bytes] | None = None
-    _start = b""
-    """What came before the first event: an error may stand there in place of a stream."""
-    _usual: Pattern | None = None
-    """How most pieces of this stream look."""
+    __slots__ = (
+        "_chunk_ns",
+        "_decode",
+        "_framer",
+        "_inflate",
+        "_marked",
+        "_start",
+        "_usual",
+        "choices",
+        "chunk_ns",
+        "done",
+        "error",
+        "finish_reason",
+        "first_content_ns",
+        "first_event_ns",
+        "first_token_ns",
+        "kept_alive",
+        "outcome",
+        "usage",
+    )
 
     def __init__(self, call: Call) -> None:
-        if not call.streams:
-            return
+        self.choices = self.done = False
+        self.first_event_ns: int | None = None
+        self.first_token_ns: int | None = None
+        self.first_content_ns: int | None = None
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.outcome: Outcome | None = None
+        self.error = ""
+        self.chunk_ns: list[int] | tuple[int, ...] = ()
+        if call.streams:
+            self._expect_stream(call)
+
+    def _expect_stream(self, call: Call) -> None:
+        self.kept_alive = False
+        """Keep-alives came before the first event."""
+        self._inflate: Callable[[bytes], bytes] | None = None
+        self._start = b""
+        """What came before the first event: an error may stand there in place of a stream."""
+        self._usual: Pattern | None = None
+        """How most pieces of this stream look."""
         self._chunk_ns: list[int] = []
         self.chunk_ns = self._chunk_ns
         self._decode = call.dialect.decode_event

@@ -57,36 +57,57 @@ class Digest(Protocol):
 class Exchange:
     """One attempt as its wire saw it. Stamps are absolute, by `clock.now_ns`; None is never taken.
 
-    The wire calls `finish` once; the greenlet that asked waits in `wait`. What most exchanges never
-    set stands in the class, which makes a new one cheap.
+    The wire calls `finish` once; the greenlet that asked waits in `wait`. Every attribute has its slot:
+    one that is read from the class takes ten times as long.
     """
 
-    connected_ns: int | None = None
-    sent_ns: int | None = None
-    headers_ns: int | None = None
-    ended_ns: int | None = None
-    status: int | None = None
-    bytes_in = 0
-    bytes_out = 0
-    reused = False
-    outcome: Outcome | None = None
-    """What went wrong on the wire; None if nothing did."""
-    error = ""
-    bug: BaseException | None = None
-    abort: Callable[[Outcome, str], None] | None = None
-    """How the wire gives this exchange up."""
-    progress_ns = 0
-    digest_at = sys.maxsize
-    waiter: gevent.Greenlet | None = None
-    waking: Any = None
-    """The loop's callback that will wake the waiter."""
+    __slots__ = (
+        "_waiter",
+        "_waking",
+        "abort",
+        "bug",
+        "bytes_in",
+        "bytes_out",
+        "check_ns",
+        "connected_ns",
+        "digest_at",
+        "digester",
+        "ended_ns",
+        "error",
+        "headers",
+        "headers_ns",
+        "limits",
+        "outcome",
+        "pieces",
+        "progress_ns",
+        "reused",
+        "sent_ns",
+        "stamps",
+        "started_ns",
+        "status",
+    )
 
     def __init__(self, bounds: Limits, started_ns: int, digester: Digest | None = None) -> None:
         self.limits = bounds
-        self.started_ns = started_ns
         self.digester = digester
-        if digester is not None:
-            self.digest_at = DIGEST_BYTES
+        self.started_ns = started_ns
+        self.connected_ns: int | None = None
+        self.sent_ns: int | None = None
+        self.headers_ns: int | None = None
+        self.ended_ns: int | None = None
+        self.status: int | None = None
+        self.bytes_in = self.bytes_out = self.progress_ns = 0
+        self.reused = False
+        self.outcome: Outcome | None = None
+        """What went wrong on the wire; None if nothing did."""
+        self.error = ""
+        self.bug: BaseException | None = None
+        self.abort: Callable[[Outcome, str], None] | None = None
+        """How the wire gives this exchange up."""
+        self.digest_at = sys.maxsize if digester is None else DIGEST_BYTES
+        self._waiter: gevent.Greenlet | None = None
+        self._waking: Any = None
+        """The loop's callback that will wake the waiter."""
         self.headers: dict[bytes, bytes] = {}
         """Of the response, at least those that `HEADERS` names: names in lower case, the first of each."""
         self.pieces: list[bytes] = []
@@ -109,14 +130,14 @@ class Exchange:
     def wait(self) -> None:
         """Sleep until the wire has finished; our own bug on the wire's side is raised here."""
         while self.ended_ns is None and self.bug is None:
-            self.waiter = getcurrent()
+            self._waiter = getcurrent()
             try:
                 get_hub().switch()  # not by a gevent Waiter, which takes half as long again
             finally:
-                self.waiter = None
-                if self.waking is not None:
-                    self.waking.stop()  # it was killed meanwhile, and may wait for something else by now
-                    self.waking = None
+                self._waiter = None
+                if self._waking is not None:
+                    self._waking.stop()  # it was killed meanwhile, and may wait for something else by now
+                    self._waking = None
         if self.bug is not None:
             raise self.bug
 
@@ -174,8 +195,8 @@ class Exchange:
         return came
 
     def _wake(self) -> None:
-        if self.waiter is not None and self.waking is None:
-            self.waking = get_hub().loop.run_callback(self.waiter.switch)
+        if self._waiter is not None and self._waking is None:
+            self._waking = get_hub().loop.run_callback(self._waiter.switch)
 
 
 def is_noise(piece: bytes) -> bool:
