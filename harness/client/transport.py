@@ -47,6 +47,8 @@ _PROBES = 10
 _PROBE_S = 0.02
 """A kernel begins to stamp a moment after the first socket asked for it: so long each probe waits."""
 
+_UNACKED = struct.Struct("24xI")  # tcpi_unacked in linux/tcp.h
+
 STAMPS = "kernel" if sys.platform == "linux" and sys.maxsize > 2**32 else "user"
 """Where read stamps are asked for on this platform; `read_stamps` says where they then come from."""
 
@@ -149,6 +151,8 @@ class Transport:
 
     def __init__(self, sock: Any, tls: _Tls | None, listener: Listener, *, stamps: str) -> None:
         self.open = True
+        self.unheard = False
+        """It ended, and the peer had closed it before it got what was written last. Known on Linux only."""
         self.floor_ns = 0
         """No stamp precedes this: the answer can't come before the question."""
         self._sock = sock
@@ -291,6 +295,7 @@ class Transport:
 
     def _ended(self, error: OSError | None) -> None:
         error = error or self._broken
+        self.unheard = _unheard(self._sock)
         self.close()
         self._tell(self._listener.on_end, error, max(now_ns(), self.floor_ns))
 
@@ -303,6 +308,14 @@ class Transport:
     def _crashed(self, bug: Exception) -> None:
         self.close()
         self._listener.on_bug(bug)
+
+
+def _unheard(sock: Any) -> bool:
+    """The peer has refused what was written last, for it had closed before, or has not acknowledged it."""
+    if sys.platform != "linux":
+        return False
+    (unacked,) = _UNACKED.unpack(sock.getsockopt(names.IPPROTO_TCP, names.TCP_INFO, _UNACKED.size))
+    return bool(unacked) or sock.getsockopt(names.SOL_SOCKET, names.SO_ERROR) == errno.EPIPE
 
 
 class _Tls:

@@ -158,6 +158,37 @@ def test_a_connection_lost_in_steady_use_is_the_servers_fault():
     assert connection.stale_retries == 0
 
 
+def twice(peer: Peer) -> None:
+    once(peer)
+    once(peer)
+
+
+def test_a_connection_closed_without_a_word_in_steady_use_is_replaced_and_the_request_sent_again():
+    with serving(twice, answers(OK)) as server:
+        connection = Connection(target.parse(server.url))
+        records = [attempt(connection) for _ in range(3)]
+        connection.close()
+        assert [len(peer.requests) for peer in server.peers] == [2, 1]
+    assert connection.stale_retries == 1
+    assert [r.outcome for r in records] == [Outcome.OK] * 3
+    assert [r.reused_connection for r in records] == [False, True, False]
+
+
+@pytest.mark.parametrize(("hang_up", "how"), [(Peer.reset, "reset"), (lambda _: None, "closed")])
+def test_a_connection_lost_by_a_request_in_steady_use_is_the_servers_fault(hang_up, how):
+    def script(peer: Peer) -> None:
+        twice(peer)
+        peer.read_request()
+        hang_up(peer)
+
+    with serving(script, answers(OK)) as server:
+        connection = Connection(target.parse(server.url))
+        records = [attempt(connection) for _ in range(3)]
+        connection.close()
+    assert (records[2].outcome, records[2].error) == (Outcome.CUT, f"connection {how} before the response")
+    assert connection.stale_retries == 0
+
+
 def test_a_lost_connection_is_replaced_only_once():
     with serving(dies_on_second, lambda peer: (peer.read_request(), peer.reset())) as server:
         connection = Connection(target.parse(server.url), stale_after_ns=0)
