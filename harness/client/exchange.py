@@ -212,8 +212,6 @@ class Deadlines:
 
     def __init__(self, hub: Any, on_sweep: Callable[[], None]) -> None:
         self._under_way: set[Exchange] = set()
-        self.discard = self._under_way.discard
-        """Forget an exchange."""
         self._first_ns = sys.maxsize
         """No deadline is met before this."""
         self._on_sweep = on_sweep
@@ -229,6 +227,10 @@ class Deadlines:
             self._sweeping = True
             self._on_sweep()
             self._timer.start(self.sweep)
+
+    def discard(self, exchange: Exchange) -> None:
+        """Forget an exchange."""
+        self._under_way.discard(exchange)
 
     def sweep(self) -> None:
         """Give up what has passed its deadline."""

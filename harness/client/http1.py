@@ -9,7 +9,7 @@ import msgspec
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from harness.client.call import Call
-from harness.client.exchange import HEADER_LENGTHS, Deadlines, Exchange, deadlines
+from harness.client.exchange import HEADER_LENGTHS, Exchange, deadlines
 from harness.client.target import Target
 from harness.client.transport import STAMPS, WALL, Transport, UnreachableError, cause, connect, tls_context
 from harness.clock import now_ns
@@ -75,9 +75,11 @@ class Connection:
         self._ended_ns = 0
         self._idle_ns = 0
         self._reused = self._asked = False
-        self._deadlines: Deadlines
+        # Set anew when it connects. Set only then, they would not fit where Python keeps the attributes of
+        # many objects of a class, and all of these would be slow.
+        self._deadlines = deadlines(WALL.refresh)
+        self._parser = HttpResponseParser(self)
         self._transport: Transport | None = None
-        self._parser: HttpResponseParser
         self._exchange: Exchange | None = None
         self._stamp_ns = 0
         self._informational = False

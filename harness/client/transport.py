@@ -162,9 +162,7 @@ class Transport:
         """What was written and is not yet with the kernel."""
         self._broken: OSError | None = None
         self._writer: Any = None
-        self._on_bytes = listener.on_bytes
-        self._send, self._recv = sock.send, sock.recv
-        self._recvmsg = sock.recvmsg if stamps == "kernel" else None
+        self._stamped = stamps == "kernel"
         self._reader = get_hub().loop.io(sock.fileno(), _READ)
         self._reader.start(self._on_readable)
         self._poll = _poll()
@@ -207,7 +205,7 @@ class Transport:
             self.unsent += payload
             return False
         try:
-            taken = self._send(payload)
+            taken = self._sock.send(payload)
         except BlockingIOError:
             taken = 0
         except OSError as error:
@@ -224,7 +222,7 @@ class Transport:
     def _on_writable(self) -> None:
         try:
             with memoryview(self.unsent) as rest:
-                taken = self._send(rest[: 1 << 20])
+                taken = self._sock.send(rest[: 1 << 20])
         except BlockingIOError:
             return
         except OSError as error:
@@ -240,10 +238,10 @@ class Transport:
     def _on_readable(self) -> None:
         ancillary = None
         try:
-            if self._recvmsg is None:
-                piece = self._recv(_READ_BYTES)
+            if self._stamped:
+                piece, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
             else:
-                piece, ancillary, _, _ = self._recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
+                piece = self._sock.recv(_READ_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -267,7 +265,7 @@ class Transport:
         elif self._tls is None:
             # As _tell, which this path is too hot for.
             try:
-                self._on_bytes(piece, stamp_ns)
+                self._listener.on_bytes(piece, stamp_ns)
             except Exception as bug:  # noqa: BLE001  # as in _tell
                 self._crashed(bug)
         else:

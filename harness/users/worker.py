@@ -274,7 +274,7 @@ class Worker:
     def _serve_loop(self, user: VirtualUser, claimed: Iterator[Arrival]) -> None:
         assert isinstance(self._scenario.arrivals, Closed)
         think_time_s = self._scenario.arrivals.think_time_s
-        request_of = self._request_of_kind[user.kind]
+        request_of, prepare = self._request_of_kind[user.kind], self._prepare
         duration_s = self._scenario.duration_s
         self._go.wait()
         end_ns = self._origin_ns + int(duration_s * 1e9) if duration_s else math.inf
@@ -282,7 +282,7 @@ class Worker:
         while not self.stopping and now_ns() < end_ns:
             if not self._stock:
                 block = islice(claimed, self._ahead)
-                self._stock.extend([self._prepare(each, request_of(each.seq)) for each in block])
+                self._stock.extend([prepare(each, request_of(each.seq)) for each in block])
             if not self._stock:
                 break
             self._claimed += 1
