@@ -243,7 +243,7 @@ class Connection:
         self._exchange = None
         self._deadlines.discard(exchange)
         self._ended_ns = stamp_ns
-        if outcome is not None or not self._keep_alive or transport.unsent:
+        if outcome is not None or not self._keep_alive or not transport.drained:
             transport.close()
         exchange.finish(stamp_ns, outcome, error)
 

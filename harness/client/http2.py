@@ -379,7 +379,7 @@ class _Link:
         octets = self._h2.data_to_send()
         if octets:
             transport.write(octets)
-        if self._to_stamp and not transport.unsent:
+        if self._to_stamp and transport.drained:
             self._stamp_sent()
 
     def _stamp_sent(self) -> None:

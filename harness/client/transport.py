@@ -152,14 +152,13 @@ class Transport:
     def __init__(self, sock: Any, tls: _Tls | None, listener: Listener, *, stamps: str) -> None:
         self.open = True
         self.unheard = False
-        """It ended, and the peer had closed it before it got what was written last. Known on Linux only."""
+        """It ended, and the peer had closed it before it got what was written last. Sure on Linux only."""
         self.floor_ns = 0
         """No stamp precedes this: the answer can't come before the question."""
         self._sock = sock
         self._tls = tls
         self._listener = listener
-        self.unsent = bytearray()
-        """What was written and is not yet with the kernel."""
+        self._unsent = bytearray()
         self._broken: OSError | None = None
         self._writer: Any = None
         self._stamped = stamps == "kernel"
@@ -176,6 +175,11 @@ class Transport:
         if self._poll.poll(0):
             self._on_readable()
         return self.open
+
+    @property
+    def drained(self) -> bool:
+        """Everything written is with the kernel."""
+        return not self._unsent
 
     def write(self, payload: bytes) -> bool:
         """Hand bytes to the kernel, as many as it takes now; the rest follows by itself.
@@ -201,8 +205,8 @@ class Transport:
         self._sock.close()
 
     def _write_raw(self, payload: bytes) -> bool:
-        if self.unsent:
-            self.unsent += payload
+        if self._unsent:
+            self._unsent += payload
             return False
         try:
             taken = self._sock.send(payload)
@@ -210,10 +214,11 @@ class Transport:
             taken = 0
         except OSError as error:
             self._broken = error
+            self.unheard = True
             return False
         if taken == len(payload):
             return True
-        self.unsent += memoryview(payload)[taken:]
+        self._unsent += memoryview(payload)[taken:]
         if self._writer is None:
             self._writer = get_hub().loop.io(self._sock.fileno(), _WRITE)
         self._writer.start(self._on_writable)
@@ -221,15 +226,15 @@ class Transport:
 
     def _on_writable(self) -> None:
         try:
-            with memoryview(self.unsent) as rest:
+            with memoryview(self._unsent) as rest:
                 taken = self._sock.send(rest[: 1 << 20])
         except BlockingIOError:
             return
         except OSError as error:
             self._broken = error
-            taken = len(self.unsent)
-        del self.unsent[:taken]
-        if self.unsent:
+            taken = len(self._unsent)
+        del self._unsent[:taken]
+        if self._unsent:
             return
         self._writer.stop()
         if self._broken is None:
@@ -293,7 +298,7 @@ class Transport:
 
     def _ended(self, error: OSError | None) -> None:
         error = error or self._broken
-        self.unheard = _unheard(self._sock)
+        self.unheard = self.unheard or _unheard(self._sock)
         self.close()
         self._tell(self._listener.on_end, error, max(now_ns(), self.floor_ns))
 

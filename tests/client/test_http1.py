@@ -163,8 +163,9 @@ def twice(peer: Peer) -> None:
     once(peer)
 
 
-def test_a_connection_closed_without_a_word_in_steady_use_is_replaced_and_the_request_sent_again():
-    with serving(twice, answers(OK)) as server:
+@pytest.mark.parametrize("hang_up", [Peer.reset, lambda _: None], ids=["reset", "closed"])
+def test_a_connection_ended_without_a_word_in_steady_use_is_replaced_and_the_request_sent_again(hang_up):
+    with serving(lambda peer: (twice(peer), hang_up(peer)), answers(OK)) as server:
         connection = Connection(target.parse(server.url))
         records = [attempt(connection) for _ in range(3)]
         connection.close()
