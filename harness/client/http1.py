@@ -19,7 +19,7 @@ MAX_HEAD_BYTES = 65_536
 _STALE_AFTER_NS = 1_000_000_000
 _STEADY_NS = 10_000_000 if sys.platform == "linux" else 0
 """A connection that has been used again, and rested no longer, is not asked whether it is still open: that
-takes 0.9 µs. Should the peer have closed it since, the transport will know, on Linux (`unheard`)."""
+takes 0.9 µs. Should the peer have closed it since, the transport will know, on Linux (`unheard_bytes`)."""
 
 
 class _SurplusError(Exception):
@@ -164,7 +164,8 @@ class Connection:
         if not exchange.reused or exchange.outcome is not Outcome.CUT or exchange.bytes_in:
             return False
         assert self._transport is not None
-        return self._idle_ns >= self._stale_after_ns or (not self._asked and self._transport.unheard)
+        unheard = self._transport.unheard_bytes >= exchange.bytes_out
+        return self._idle_ns >= self._stale_after_ns or (not self._asked and unheard)
 
     # -- in the hub: what the transport tells
 

@@ -47,7 +47,7 @@ _PROBES = 10
 _PROBE_S = 0.02
 """A kernel begins to stamp a moment after the first socket asked for it: so long each probe waits."""
 
-_UNACKED = struct.Struct("24xI")  # tcpi_unacked in linux/tcp.h
+_UNACKED = struct.Struct("16xI4xI")  # tcpi_snd_mss and tcpi_unacked in linux/tcp.h
 
 STAMPS = "kernel" if sys.platform == "linux" and sys.maxsize > 2**32 else "user"
 """Where read stamps are asked for on this platform; `read_stamps` says where they then come from."""
@@ -151,8 +151,8 @@ class Transport:
 
     def __init__(self, sock: Any, tls: _Tls | None, listener: Listener, *, stamps: str) -> None:
         self.open = True
-        self.unheard = False
-        """It ended, and the peer had closed it before it got what was written last. Sure on Linux only."""
+        self.unheard_bytes = 0
+        """Once it has ended: how many of the bytes written last the peer never got. Known on Linux only."""
         self.floor_ns = 0
         """No stamp precedes this: the answer can't come before the question."""
         self._sock = sock
@@ -214,7 +214,7 @@ class Transport:
             taken = 0
         except OSError as error:
             self._broken = error
-            self.unheard = True
+            self.unheard_bytes = len(payload)
             return False
         if taken == len(payload):
             return True
@@ -298,7 +298,7 @@ class Transport:
 
     def _ended(self, error: OSError | None) -> None:
         error = error or self._broken
-        self.unheard = self.unheard or _unheard(self._sock)
+        self.unheard_bytes = max(self.unheard_bytes, _unheard_bytes(self._sock))
         self.close()
         self._tell(self._listener.on_end, error, max(now_ns(), self.floor_ns))
 
@@ -313,12 +313,16 @@ class Transport:
         self._listener.on_bug(bug)
 
 
-def _unheard(sock: Any) -> bool:
-    """The peer has refused what was written last, for it had closed before, or has not acknowledged it."""
+def _unheard_bytes(sock: Any) -> int:
+    """What the peer has not acknowledged; all that was written last, if it had closed before that came."""
     if sys.platform != "linux":
-        return False
-    (unacked,) = _UNACKED.unpack(sock.getsockopt(names.IPPROTO_TCP, names.TCP_INFO, _UNACKED.size))
-    return bool(unacked) or sock.getsockopt(names.SOL_SOCKET, names.SO_ERROR) == errno.EPIPE
+        return 0
+    if sock.getsockopt(names.SOL_SOCKET, names.SO_ERROR) == errno.EPIPE:
+        return sys.maxsize
+    segment_bytes, unacked = _UNACKED.unpack(
+        sock.getsockopt(names.IPPROTO_TCP, names.TCP_INFO, _UNACKED.size)
+    )
+    return int(segment_bytes * unacked)  # Rounded up to segments: exact enough to tell all from a part.
 
 
 class _Tls:

@@ -190,6 +190,23 @@ def test_a_connection_lost_by_a_request_in_steady_use_is_the_servers_fault(hang_
     assert connection.stale_retries == 0
 
 
+@pytest.mark.parametrize("prompt_bytes", [200_000, 8_000_000])
+def test_a_long_request_refused_midway_in_steady_use_is_not_sent_again(prompt_bytes):
+    def script(peer: Peer) -> None:
+        twice(peer)
+        peer.sock.recv(1000)
+        peer.reset()
+
+    with serving(script, answers(OK)) as server:
+        connection = Connection(target.parse(server.url))
+        for _ in range(2):
+            attempt(connection)
+        record = attempt(connection, prompt="x" * prompt_bytes)
+        connection.close()
+    assert record.outcome == Outcome.CUT
+    assert connection.stale_retries == 0
+
+
 def test_a_lost_connection_is_replaced_only_once():
     with serving(dies_on_second, lambda peer: (peer.read_request(), peer.reset())) as server:
         connection = Connection(target.parse(server.url), stale_after_ns=0)
