@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import gevent
 import pytest
+from gevent.event import Event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import (
@@ -190,18 +191,24 @@ def test_a_connection_lost_by_a_request_in_steady_use_is_the_servers_fault(hang_
     assert connection.stale_retries == 0
 
 
-@pytest.mark.parametrize("prompt_bytes", [200_000, 8_000_000])
-def test_a_long_request_refused_midway_in_steady_use_is_not_sent_again(prompt_bytes):
+@pytest.mark.parametrize(
+    "refuse", [Peer.reset, lambda peer: peer.sock.shutdown(names.SHUT_WR)], ids=["reset", "closed"]
+)
+def test_a_long_request_refused_midway_in_steady_use_is_not_sent_again(refuse):
+    told = Event()
+
     def script(peer: Peer) -> None:
         twice(peer)
         peer.sock.recv(1000)
-        peer.reset()
+        refuse(peer)
+        told.wait(5)
 
     with serving(script, answers(OK)) as server:
         connection = Connection(target.parse(server.url))
         for _ in range(2):
             attempt(connection)
-        record = attempt(connection, prompt="x" * prompt_bytes)
+        record = attempt(connection, prompt="x" * 20_000_000)
+        told.set()
         connection.close()
     assert record.outcome == Outcome.CUT
     assert connection.stale_retries == 0
