@@ -150,7 +150,7 @@ def distribution(values_s: Floats) -> Distribution:
     if values_s.min() > 0.0:
         logs = np.log(values_s)
         mu, sigma = float(logs.mean()), float(logs.std())
-        if sigma <= 5 and stats.kstest(logs, "norm", args=(mu, sigma)).statistic <= _CLOSE:
+        if sigma <= 5 and stats.kstest(logs, stats.norm(mu, sigma).cdf).statistic <= _CLOSE:
             return Distribution(n, mean_s, "lognormal", {"median": math.exp(mu), "sigma": sigma})
     found = np.quantile(values_s, _QUANTILES)
     points = [(share, max(0.0, float(value))) for share, value in zip(_QUANTILES, found, strict=True)]
