@@ -45,17 +45,16 @@ from locust.runners import LocalRunner, MasterRunner, Runner, WorkerNode, Worker
 from harness import clock, runlog
 from harness.client.transport import read_stamps
 from harness.errors import ConfigError, EngineError, HarnessError
-from harness.record import End, Kind, Outcome, Record, WorkerLedger
+from harness.record import End, Kind, WorkerLedger
 from harness.users.freight import Inbox, Outbox
 from harness.users.header import header
 from harness.users.line import lines
+from harness.users.telling import Audience
 from harness.users.tenure import Grant, Tenures, taken_over
 from harness.users.worker import Lease, Worker
 from harness.workload import scenario as scenarios
 from harness.workload import schedule
 from harness.workload.scenario import Closed, Scenario
-
-_OK = Outcome.OK  # looking up a member costs more than a call in Python 3.11
 
 READY_S = 300.0
 """A worker that has not built its share by then is left out: a gamma schedule of 36 million takes 40 s."""
@@ -73,10 +72,6 @@ class Plan(msgspec.Struct, frozen=True):
     scenario: dict[str, Any]
     target: str
     mock: bool
-
-
-class RemoteFault(Exception):  # noqa: N818 - shown in Locust's failure table; nobody raises it
-    """A failed request, as Locust's statistics want it."""
 
 
 _role: Local | Master | Member | None = None
@@ -97,7 +92,7 @@ class _Carrier:
         self.environment = environment
         self.worker: Worker | None = None
         self._built = Event()
-        self._fire: Callable[..., None] = environment.events.request.fire
+        self._audience = Audience(environment)
 
     def build(
         self,
@@ -107,7 +102,7 @@ class _Carrier:
         ship: Callable[[str, bytes], None] | None = None,
     ) -> Worker:
         shared = lines(target, scenario, os.environ, worker=lease.worker)
-        self.worker = Worker(scenario, lease, shared, self._tell_locust, ship)
+        self.worker = Worker(scenario, lease, shared, self._audience.tell, ship)
         self._built.set()
         return self.worker
 
@@ -132,23 +127,6 @@ class _Carrier:
             signal.signal(signal.SIGINT, before)
             self.worker = None
             self._built.clear()
-
-    def _tell_locust(self, record: Record) -> None:
-        ok = record.outcome == _OK
-        self._fire(
-            request_type=record.kind,
-            name=record.dialect,
-            response_time=_response_ms(record),
-            response_length=record.bytes_in,
-            exception=None if ok else RemoteFault(f"{record.outcome}: {record.error}"),
-            context={"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
-        )
-
-
-def _response_ms(record: Record) -> float | None:
-    """What Locust's own tables show: from due, as the report's. None for an arrival that was dropped."""
-    since_ns = record.started_ns if record.due_ns is None else record.due_ns
-    return None if record.ended_ns is None or since_ns is None else (record.ended_ns - since_ns) / 1e6
 
 
 class _Conductor:

@@ -36,6 +36,7 @@ from harness.client.transport import READ_LAG, read_stamps
 from harness.clock import anchor, now_ns
 from harness.record import Kind, Outcome, Record, Sample, WorkerLedger
 from harness.users.line import Lines
+from harness.users.telling import Teller
 from harness.users.tenure import Grant, Tenure
 from harness.users.wait import Alarm
 from harness.workload.prompts import Request, follow_ups, workload
@@ -48,11 +49,6 @@ _STALL_NS = 1_000_000
 _SAMPLE_S = 1.0
 _OTHER_FILES = 64
 """Descriptors that a worker needs besides its connections, at most."""
-_TELL_AT = 32
-"""As many records are told in one go: a tenth of a millisecond in which no socket is read."""
-_TELL_EVERY_S = 0.05
-_TELL_S = 10.0
-"""How long the end of a run waits for Locust's listeners."""
 _BLOCK = 20_000
 """Arrivals of the schedule computed in one go, some 10 ms; more than there can be workers."""
 _GC_THRESHOLD = 10_000
@@ -100,7 +96,7 @@ class Worker:
         scenario: only with the traffic of the kinds that this process has users for.
         lease: this worker's share.
         lines: what carries the requests.
-        fire: called with each final record, to tell Locust.
+        tell: given the final records, some at a time, to tell Locust.
         ship: given each piece of this worker's files, by name, once it is written: another host's copy.
     """
 
@@ -109,7 +105,7 @@ class Worker:
         scenario: Scenario,
         lease: Lease,
         lines: Lines,
-        fire: Callable[[Record], None],
+        tell: Callable[[Sequence[Record]], None],
         ship: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._scenario = scenario
@@ -118,7 +114,7 @@ class Worker:
         self._go = Event()
         self._serving = 0
         self._lines = lines
-        self._teller = _Teller(fire)
+        self._teller = Teller(tell)
         folder = Path(lease.folder)
         self._ship = ship
         path = runlog.records_path(folder, lease.worker)
@@ -503,41 +499,6 @@ def _dropped(request: Request, due_ns: int | None) -> Record:
         bytes_out=0,
         tags=request.tags,
     )
-
-
-class _Teller:
-    """Tells Locust of records in a greenlet of its own, some at a time, which takes half the time.
-
-    So no listener delays a request, and none is told later than `_TELL_EVERY_S`.
-    """
-
-    def __init__(self, tell: Callable[[Record], None]) -> None:
-        self._tell = tell
-        self._untold: deque[Record] = deque()
-        self._came = Event()
-        self._stopping = False
-        self._greenlet = gevent.spawn(self._run)
-
-    def add(self, record: Record) -> None:
-        """Have one record told."""
-        self._untold.append(record)
-        if len(self._untold) == _TELL_AT:
-            self._came.set()
-
-    def stop(self) -> None:
-        """Tell what is left; a listener that waits for ever is left behind. A bug of ours is raised."""
-        self._stopping = True
-        self._came.set()
-        self._greenlet.join(_TELL_S)
-        if self._greenlet.exception is not None:
-            raise self._greenlet.exception
-
-    def _run(self) -> None:
-        while self._untold or not self._stopping:
-            self._came.wait(_TELL_EVERY_S)
-            self._came.clear()
-            while self._untold:
-                self._tell(self._untold.popleft())
 
 
 class _Health:

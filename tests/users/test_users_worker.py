@@ -64,7 +64,7 @@ def said_by(*scripts: str) -> Any:
 
 def test_a_closed_loop_sends_each_of_its_arrivals_once_and_in_order() -> None:
     said = said_by(f"""
-        sent, books = run({CLOSED!r}, {{Kind.COMPLETION: 3}}, lambda record: None)
+        sent, books = run({CLOSED!r}, {{Kind.COMPLETION: 3}}, lambda records: None)
         print(json.dumps([sent, books.planned, books.finished]))
     """)
     assert said == [list(range(50)), 50, 50]
@@ -73,7 +73,7 @@ def test_a_closed_loop_sends_each_of_its_arrivals_once_and_in_order() -> None:
 def test_two_kinds_in_a_closed_loop_share_the_arrivals() -> None:
     mix = {**CLOSED, "traffic": [{"kind": "completion"}, {"kind": "stream"}]}
     said = said_by(f"""
-        sent, books = run({mix!r}, {{Kind.COMPLETION: 2, Kind.STREAM: 1}}, lambda record: None)
+        sent, books = run({mix!r}, {{Kind.COMPLETION: 2, Kind.STREAM: 1}}, lambda records: None)
         print(json.dumps([sorted(sent), books.planned, books.finished]))
     """)
     assert said == [list(range(50)), 50, 50]
@@ -82,9 +82,9 @@ def test_two_kinds_in_a_closed_loop_share_the_arrivals() -> None:
 def test_locust_is_told_of_every_record_in_order_even_by_a_listener_that_waits() -> None:
     said = said_by(f"""
         told = []
-        def tell(record):
+        def tell(records):
             gevent.sleep(0.001)
-            told.append(record.seq)
+            told.extend(record.seq for record in records)
         run({CLOSED!r}, {{Kind.COMPLETION: 3}}, tell)
         print(json.dumps(told))
     """)
@@ -99,7 +99,7 @@ FENCED = f"""
     lines = Lines()
     scenario = scenarios.from_builtins({OPEN!r})
     lease = Lease(folder.name, 0, shard=1, shards=2, until_ns=0)
-    worker = Worker(scenario, lease, lines, lambda record: None)
+    worker = Worker(scenario, lease, lines, lambda records: None)
     for _ in range(4):
         gevent.spawn(worker.serve, Kind.COMPLETION)
     def turn():
@@ -177,7 +177,7 @@ def test_the_event_loop_turns_while_a_long_schedule_is_computed() -> None:
                 gevent.sleep(0)
         gevent.spawn(beat)
         with tempfile.TemporaryDirectory() as folder:
-            worker = Worker(long, Lease(folder, 0, shard=2, shards=3), Lines(), lambda record: None)
+            worker = Worker(long, Lease(folder, 0, shard=2, shards=3), Lines(), lambda records: None)
         print(json.dumps([len(turns), len(worker._due_ns)]))
     """)
     turns, arrivals = said

@@ -1,0 +1,126 @@
+"""What Locust is told, in a process of its own: importing Locust monkey-patches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+SETUP = """
+    import json
+    import harness.users
+    from factories import record
+    from locust.env import Environment
+    from locust.event import Events
+    from unittest import mock
+    from harness.record import Outcome
+    from harness.users import telling
+    from harness.users.telling import Audience
+
+    def environment():
+        made = Environment(user_classes=[], events=Events())
+        made.create_local_runner()
+        return made
+
+    def statistics(environment):
+        '''All that Locust holds, but for when it began to.'''
+        entries = [environment.stats.total, *environment.stats.entries.values()]
+        kept = [entry.serialize() for entry in entries]
+        return [
+            [{key: value for key, value in entry.items() if key != "start_time"} for entry in kept],
+            [[each.method, each.name, repr(each.error), each.occurrences]
+             for each in environment.stats.errors.values()],
+        ]
+
+    def one(seq, kind="completion", outcome=Outcome.OK, after_ms=100, due_ms=None, **changes):
+        due_ns = None if due_ms is None else due_ms * 1_000_000
+        ended_ns = None if after_ms is None else int((due_ms or 0) * 1e6 + after_ms * 1e6)
+        error = "" if outcome == Outcome.OK else "no answer"
+        return record(seq=seq, kind=kind, outcome=outcome, due_ns=due_ns, started_ns=0,
+                      ended_ns=ended_ns, bytes_in=seq * 10, error=error, **changes)
+
+    RECORDS = [
+        *[one(seq, after_ms=0.4 + 7.3 * seq) for seq in range(40)],
+        one(40, due_ms=20, after_ms=145.4),
+        one(41, kind="stream", after_ms=12345.6),
+        one(42, outcome=Outcome.STALLED, after_ms=2_000),
+        one(43, outcome=Outcome.STALLED, after_ms=3_000),
+        one(44, kind="stream", outcome=Outcome.DROPPED, due_ms=5, after_ms=None),
+        one(45, kind="stream", after_ms=1),
+    ]
+"""
+
+
+def said_by(*scripts: str) -> Any:
+    """What scripts print as JSON, one after the other; a failing one fails the test."""
+    command = [sys.executable, "-c", "".join(map(textwrap.dedent, (SETUP, *scripts)))]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={"PYTHONPATH": "tests"}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_locusts_statistics_are_those_of_its_event_fired_for_each_record() -> None:
+    blocks, events = said_by("""
+        by_blocks, by_events = environment(), environment()
+        audience = Audience(by_blocks)
+        with mock.patch("time.time", lambda: 1_000_000.5):
+            audience.tell(RECORDS[:30])
+            audience.tell(RECORDS[30:])
+            for each in RECORDS:
+                by_events.events.request.fire(**telling._as_event(each))
+        print(json.dumps([statistics(by_blocks), statistics(by_events)]))
+    """)
+    (total, *_), errors = blocks
+    assert total["num_requests"] == 46
+    assert total["num_none_requests"] == 1
+    assert total["num_failures"] == 3
+    assert errors[0][3] == 2
+    for entries in (blocks[0], events[0]):
+        for entry in entries:
+            entry["total_response_time"] = round(entry["total_response_time"], 6)
+    assert blocks == events
+
+
+def test_a_listener_hears_of_every_record_in_order_and_locust_counts_it_once() -> None:
+    heard, counted = said_by("""
+        heard, here = [], environment()
+        here.events.request.add_listener(lambda **event: heard.append(
+            [event["context"]["seq"], event["request_type"], event["response_time"], repr(event["exception"])]
+        ))
+        Audience(here).tell(RECORDS)
+        print(json.dumps([heard, here.stats.total.num_requests]))
+    """)
+    assert [seq for seq, *_ in heard] == list(range(46))
+    assert heard[40] == [40, "completion", 145.4, "None"]
+    assert heard[42] == [42, "completion", 2000.0, "RemoteFault('stalled: no answer')"]
+    assert heard[44] == [44, "stream", None, "RemoteFault('dropped: no answer')"]
+    assert counted == 46
+
+
+def test_what_else_fires_the_event_is_counted_too() -> None:
+    counted = said_by("""
+        here = environment()
+        audience = Audience(here)
+        audience.tell(RECORDS[:5])
+        here.events.request.fire(request_type="GET", name="/", response_time=1, response_length=1)
+        audience.tell(RECORDS[5:10])
+        print(json.dumps([here.stats.total.num_requests, here.stats.get("/", "GET").num_requests]))
+    """)
+    assert counted == [11, 1]
+
+
+def test_the_event_is_fired_as_it_is_where_locusts_own_listener_is_not_found() -> None:
+    heard = said_by("""
+        class Event:
+            def fire(self, **event): heard.append(event["context"]["seq"])
+
+        heard, here = [], environment()
+        here.events.request = Event()
+        Audience(here).tell(RECORDS[:3])
+        print(json.dumps(heard))
+    """)
+    assert heard == [0, 1, 2]
