@@ -102,12 +102,12 @@ def to_batch(records: Sequence[Record]) -> pa.RecordBatch:
     arrays = {name: _array(name, columns[name]) for name in _PLAIN}
     same = columns["session"] == columns["request_id"]  # as where no session has a second turn
     arrays["session"] = arrays["request_id"] if same else _array("session", columns["session"])
-    usages = zip(*[_NO_USAGE if each is None else astuple(each) for each in columns["usage"]], strict=True)
-    for name, values in zip(_USAGE, usages, strict=True):
+    usages = [_NO_USAGE if each is None else astuple(each) for each in columns["usage"]]
+    for name, values in zip(_USAGE, zip(*usages, strict=True), strict=True):
         arrays[name] = _array(name, values)
     arrays["chunk_ns"] = _stamps(columns["chunk_ns"])
     arrays["tags"] = _tags(columns["tags"])
-    return pa.RecordBatch.from_arrays([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
+    return pa.RecordBatch.from_arrays([arrays[name] for name in _TYPES], schema=SCHEMA)
 
 
 def _array(name: str, values: Sequence[Any]) -> pa.Array:
@@ -124,7 +124,15 @@ def _repeated(name: str, value: Any, count: int) -> pa.Array:
     return pa.repeat(pa.scalar(value, _TYPES[name]), count)
 
 
+@lru_cache(maxsize=256)
+def _empty(name: str, count: int) -> pa.Array:
+    """A column of lists, or of maps, that hold nothing."""
+    return pa.array([()] * count, _TYPES[name])
+
+
 def _stamps(chunks: Sequence[Sequence[int]]) -> pa.Array:
+    if not any(chunks):
+        return _empty("chunk_ns", len(chunks))
     stamps = array("q", chain.from_iterable(chunks))
     return pa.ListArray.from_arrays(
         _offsets(chunks), pa.Array.from_buffers(_I64, len(stamps), [None, pa.py_buffer(stamps)])
@@ -132,15 +140,15 @@ def _stamps(chunks: Sequence[Sequence[int]]) -> pa.Array:
 
 
 def _tags(tags: Sequence[Mapping[str, str]]) -> pa.Array:
+    if not any(tags):
+        return _empty("tags", len(tags))
     keys = list(chain.from_iterable(tags))
-    values = [value for each in tags for value in each.values()] if keys else []
+    values = [value for each in tags for value in each.values()]
     return pa.MapArray.from_arrays(_offsets(tags), pa.array(keys, _TEXT), pa.array(values, _TEXT))
 
 
 def _offsets(values: Sequence[Sized]) -> pa.Array:
     """Where each of these begins among all their items, and where the last one ends."""
-    if not any(values):
-        return pa.repeat(pa.scalar(0, pa.int32()), len(values) + 1)
     offsets = array("i", accumulate(map(len, values), initial=0))
     return pa.Array.from_buffers(pa.int32(), len(offsets), [None, pa.py_buffer(offsets)])
 

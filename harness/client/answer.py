@@ -160,11 +160,13 @@ class Answer:
 
     def read_body(self, exchange: Exchange, decode: Callable[[bytes], Delta]) -> None:
         """A whole body that came under a status that promises an answer."""
-        inflate = self._inflater(exchange)
-        if self.outcome is not None:
-            return
+        body = b"".join(exchange.pieces)
         try:
-            delta = decode(inflate(b"".join(exchange.pieces)))
+            if b"content-encoding" in exchange.headers:
+                body = self._inflater(exchange)(body)
+                if self.outcome is not None:
+                    return
+            delta = decode(body)
         except zlib.error:
             self._fault(Outcome.MALFORMED, "broken compression")
             return

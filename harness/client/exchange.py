@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -207,44 +207,49 @@ def is_noise(piece: bytes) -> bool:
     return all(not line or line.startswith(b":") for line in text.splitlines())
 
 
+class Wire(Protocol):
+    """What carries exchanges."""
+
+    def under_way(self) -> Iterable[Exchange]:
+        """Those that have begun and not ended."""
+
+
 class Deadlines:
-    """The exchanges under way in one hub, swept by one timer: a timer each would cost more than a read."""
+    """The open wires of one hub, swept by one timer: one for each exchange would cost more than a read."""
 
     def __init__(self, hub: Any, on_sweep: Callable[[], None]) -> None:
-        self._under_way: set[Exchange] = set()
-        self._first_ns = sys.maxsize
-        """No deadline is met before this."""
+        self.first_ns = sys.maxsize
+        """No exchange need be looked at before this. Whoever begins one lowers it, if it must."""
+        self._wires: set[Wire] = set()
         self._on_sweep = on_sweep
         self._timer = hub.loop.timer(SWEEP_S, SWEEP_S, ref=False)
-        self._sweeping = False
 
-    def add(self, exchange: Exchange) -> None:
-        """Watch over an exchange from now on."""
-        self._under_way.add(exchange)
-        if exchange.check_ns < self._first_ns:  # noqa: PLR1730 - a call of min, for each request
-            self._first_ns = exchange.check_ns
-        if not self._sweeping:
-            self._sweeping = True
+    def watch(self, wire: Wire) -> None:
+        """Look after a wire's exchanges from now on."""
+        if not self._wires:
             self._on_sweep()
             self._timer.start(self.sweep)
+        self._wires.add(wire)
 
-    def discard(self, exchange: Exchange) -> None:
-        """Forget an exchange."""
-        self._under_way.discard(exchange)
+    def forget(self, wire: Wire) -> None:
+        """Look after it no longer, if it was watched at all."""
+        self._wires.discard(wire)
+        if not self._wires:
+            self._timer.stop()
 
     def sweep(self) -> None:
         """Give up what has passed its deadline."""
         self._on_sweep()
-        if not self._under_way:
-            self._timer.stop()
-            self._sweeping = False
         now = now_ns()
-        if now < self._first_ns:
+        if now < self.first_ns:
             return
-        for exchange in tuple(self._under_way):
+        for exchange in self._under_way():
             if now >= exchange.check_ns:
                 exchange.check(now)
-        self._first_ns = min((each.check_ns for each in self._under_way), default=sys.maxsize)
+        self.first_ns = min((each.check_ns for each in self._under_way()), default=sys.maxsize)
+
+    def _under_way(self) -> list[Exchange]:
+        return [exchange for wire in self._wires for exchange in wire.under_way()]
 
 
 _deadlines: WeakKeyDictionary[Any, Deadlines] = WeakKeyDictionary()

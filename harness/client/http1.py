@@ -38,10 +38,6 @@ class _Head(msgspec.Struct, frozen=True):
     """Of the whole answer."""
     headers: dict[bytes, bytes]
 
-    def begins(self, piece: bytes) -> bool:
-        """The piece is a whole answer with this head."""
-        return len(piece) == self.length and piece.startswith(self.text)
-
 
 class Connection:
     """A keep-alive connection for one request at a time; it reconnects as needed.
@@ -104,14 +100,17 @@ class Connection:
                 self._start(exchange, payload)
                 exchange.wait()
 
+    def under_way(self) -> tuple[Exchange, ...]:
+        """The exchange that has begun and not ended, if any."""
+        return () if self._exchange is None else (self._exchange,)
+
     def drop(self, exchange: Exchange) -> None:  # noqa: ARG002  # as Mux.drop
         """Give up whatever is under way."""
         self.close()
 
     def close(self) -> None:
         """Close the connection; the next exchange opens a new one."""
-        if self._exchange is not None:
-            self._deadlines.discard(self._exchange)
+        self._deadlines.forget(self)
         self._exchange = None
         if self._transport is not None:
             self._transport.close()
@@ -129,7 +128,9 @@ class Connection:
                 return True
         bounds = exchange.limits
         left_ns = exchange.started_ns + bounds.total_ns - now_ns()
+        self._deadlines.forget(self)
         self._deadlines = deadlines(WALL.refresh)
+        self._deadlines.watch(self)
         try:
             self._transport = connect(
                 self.target.host,
@@ -155,7 +156,8 @@ class Connection:
         self._exchange = exchange
         self._complete = self._informational = False
         exchange.abort = self._abort
-        self._deadlines.add(exchange)
+        if exchange.check_ns < self._deadlines.first_ns:  # noqa: PLR1730 - a call of min, for each request
+            self._deadlines.first_ns = exchange.check_ns
         exchange.bytes_out += len(payload)
         if transport.write(payload):
             exchange.sent_ns = transport.floor_ns = now_ns()
@@ -176,7 +178,12 @@ class Connection:
             self.close()
             return
         usual = self._usual
-        if usual is not None and exchange.bytes_in == 0 and usual.begins(piece):
+        if (
+            usual is not None
+            and len(piece) == usual.length
+            and exchange.bytes_in == 0
+            and piece.startswith(usual.text)
+        ):
             exchange.bytes_in = len(piece)
             exchange.status, exchange.headers, exchange.headers_ns = 200, usual.headers, stamp_ns
             exchange.pieces.append(piece[len(usual.text) :])
@@ -242,7 +249,6 @@ class Connection:
         assert exchange is not None
         assert transport is not None
         self._exchange = None
-        self._deadlines.discard(exchange)
         self._ended_ns = stamp_ns
         if outcome is not None or not self._keep_alive or not transport.drained:
             transport.close()

@@ -189,6 +189,7 @@ class _Link:
             UnreachableError: with the outcome and its text.
         """
         began_ns = now_ns()
+        self._deadlines.watch(self)
         self._transport = connect(
             target.host,
             target.port,
@@ -217,10 +218,14 @@ class _Link:
         stream = _Stream(exchange, fields, body)
         exchange.abort = lambda outcome, text: self._abort(stream, outcome, text)
         self._by_exchange[exchange] = stream
-        self._deadlines.add(exchange)
+        self._deadlines.first_ns = min(self._deadlines.first_ns, exchange.check_ns)
         self._queue.append(stream)
         self._admit()
         self._flush()
+
+    def under_way(self) -> tuple[Exchange, ...]:
+        """The exchanges that have begun and not ended."""
+        return tuple(self._by_exchange)
 
     def cancel(self, exchange: Exchange) -> None:
         """Tell the server to stop, if it has not finished."""
@@ -233,6 +238,7 @@ class _Link:
 
     def close(self) -> None:
         """Close the connection. Streams under way are the caller's concern."""
+        self._deadlines.forget(self)
         if self._transport is not None:
             self._transport.close()
 
@@ -412,7 +418,6 @@ class _Link:
             stream.exchange.finish(stamp_ns, outcome, f"{text} {where}")
 
     def _remove(self, stream: _Stream) -> None:
-        self._deadlines.discard(stream.exchange)
         self._by_exchange.pop(stream.exchange, None)
         self._streams.pop(stream.id, None)
         if not stream.id and stream in self._queue:

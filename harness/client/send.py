@@ -67,10 +67,9 @@ def policy(
     return Policy(limits(timeouts), retries if retries.attempts > 1 else None, random, sleep)
 
 
-def send(
+def send(  # noqa: PLR0917 - by keyword, six arguments cost a call more
     connection: Wire,
     call: Call,
-    *,
     due_ns: int | None,
     origin_ns: int,
     policy: Policy,

@@ -158,6 +158,7 @@ class Transport:
         self._sock = sock
         self._tls = tls
         self._listener = listener
+        self._on_bytes = listener.on_bytes
         self._unsent = bytearray()
         self._broken: OSError | None = None
         self._writer: Any = None
@@ -270,7 +271,7 @@ class Transport:
         elif self._tls is None:
             # As _tell, which this path is too hot for.
             try:
-                self._listener.on_bytes(piece, stamp_ns)
+                self._on_bytes(piece, stamp_ns)
             except Exception as bug:  # noqa: BLE001  # as in _tell
                 self._crashed(bug)
         else:
@@ -294,7 +295,7 @@ class Transport:
             if not piece:
                 self._ended(None)
                 return
-            self._tell(self._listener.on_bytes, piece, stamp_ns)
+            self._tell(self._on_bytes, piece, stamp_ns)
 
     def _ended(self, error: OSError | None) -> None:
         error = error or self._broken

@@ -24,9 +24,7 @@ Log = Callable[[Record], None]
 class Line(Protocol):
     """One virtual user's connection, and how it carries an arrival."""
 
-    def carry(
-        self, calls: Sequence[Call], *, due_ns: int | None, origin_ns: int, log: Log
-    ) -> Sequence[Record]:
+    def carry(self, calls: Sequence[Call], due_ns: int | None, origin_ns: int, log: Log) -> Sequence[Record]:
         """Send an arrival's requests and wait for all; log every attempt; give the final records."""
 
     def close(self) -> None:
@@ -74,13 +72,9 @@ class _SingleLine:
         self._connection = connection
         self._policy = policy
 
-    def carry(
-        self, calls: Sequence[Call], *, due_ns: int | None, origin_ns: int, log: Log
-    ) -> Sequence[Record]:
+    def carry(self, calls: Sequence[Call], due_ns: int | None, origin_ns: int, log: Log) -> Sequence[Record]:
         (call,) = calls
-        return (
-            send(self._connection, call, due_ns=due_ns, origin_ns=origin_ns, policy=self._policy, log=log),
-        )
+        return (send(self._connection, call, due_ns, origin_ns, self._policy, log),)
 
     def close(self) -> None:
         self._connection.close()
@@ -91,9 +85,7 @@ class _BatchLine:
         self._mux = mux
         self._policy = policy
 
-    def carry(
-        self, calls: Sequence[Call], *, due_ns: int | None, origin_ns: int, log: Log
-    ) -> Sequence[Record]:
+    def carry(self, calls: Sequence[Call], due_ns: int | None, origin_ns: int, log: Log) -> Sequence[Record]:
         return send_batch(self._mux, calls, due_ns=due_ns, origin_ns=origin_ns, policy=self._policy, log=log)
 
     def close(self) -> None:

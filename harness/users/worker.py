@@ -292,19 +292,14 @@ class Worker:
         try:
             turn: _Work | None = work
             while turn is not None:
-                turn = self._next_turn(turn, self._send(user, turn))
+                records = user.line.carry(turn.calls, turn.arrival.due_ns, self._origin_ns, self._log.append)
+                self._teller.add(records)
+                turn = self._next_turn(turn, records)
         finally:
             user.busy = False
         self._finished += 1
         if self._dispatcher is not None and self._dispatcher.dead and not self.in_flight:
             self.exhausted.set()
-
-    def _send(self, user: VirtualUser, work: _Work) -> Sequence[Record]:
-        due_ns, log = work.arrival.due_ns, self._log.append
-        records = user.line.carry(work.calls, due_ns=due_ns, origin_ns=self._origin_ns, log=log)
-        for record in records:
-            self._teller.add(record)
-        return records
 
     def _next_turn(self, work: _Work, records: Sequence[Record]) -> _Work | None:
         """The session's next turn, once its user has thought; None at its end, or after a failure."""
@@ -387,7 +382,7 @@ class Worker:
         for call in work.calls:
             record = _dropped(call.request, work.arrival.due_ns)
             self._log.append(record)
-            self._teller.add(record)
+            self._teller.add((record,))
 
     def _wake_idle(self) -> None:
         run_callback = gevent.get_hub().loop.run_callback

@@ -22,7 +22,7 @@ SETUP = """
     class Line:
         '''Answers at once, and remembers what it was given.'''
         def __init__(self, sent): self.sent = sent
-        def carry(self, calls, *, due_ns, origin_ns, log):
+        def carry(self, calls, due_ns, origin_ns, log):
             gevent.sleep(0)
             (call,) = calls
             self.sent.append(call.request.seq)

@@ -93,12 +93,8 @@ def usage(wire: WireUsage | None) -> Usage | None:
     if cached is None:
         cached = wire.cached_tokens if details is None else details.cached_tokens
     said = wire.completion_tokens_details
-    return Usage(
-        prompt=wire.prompt_tokens,
-        completion=wire.completion_tokens,
-        cached=cached,
-        reasoning=wire.reasoning_tokens if said is None else said.reasoning_tokens,
-    )
+    reasoning = wire.reasoning_tokens if said is None else said.reasoning_tokens
+    return Usage(wire.prompt_tokens, wire.completion_tokens, cached, reasoning)
 
 
 def error_name(error: Any) -> str | None:
