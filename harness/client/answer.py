@@ -209,13 +209,18 @@ class Answer:
         return _as_is
 
 
-def held_ns(exchange: Exchange, answer: Answer, *, streams: bool) -> int:
-    """How long the server kept the client waiting by keep-alives: from the headers to the first event."""
+def held_ns(exchange: Exchange, stream: Answer | None) -> int:
+    """How long the server kept the client waiting by keep-alives: from the headers to the first event.
+
+    Args:
+        exchange: what the wire saw.
+        stream: the answer, if it is a stream.
+    """
     if exchange.headers_ns is None:
         return 0
-    if streams:
-        first_ns = answer.first_event_ns or exchange.ended_ns
-        return (first_ns or 0) - exchange.headers_ns if answer.kept_alive else 0
+    if stream is not None:
+        first_ns = stream.first_event_ns or exchange.ended_ns
+        return (first_ns or 0) - exchange.headers_ns if stream.kept_alive else 0
     if exchange.pieces and not exchange.pieces[0].isspace():
         return 0
     kept_alive = False

@@ -64,7 +64,6 @@ class Exchange:
     __slots__ = (
         "_waiter",
         "_waking",
-        "abort",
         "bug",
         "bytes_in",
         "bytes_out",
@@ -102,8 +101,6 @@ class Exchange:
         """What went wrong on the wire; None if nothing did."""
         self.error = ""
         self.bug: BaseException | None = None
-        self.abort: Callable[[Outcome, str], None] | None = None
-        """How the wire gives this exchange up."""
         self.digest_at = sys.maxsize if digester is None else DIGEST_BYTES
         self._waiter: gevent.Greenlet | None = None
         self._waking: Any = None
@@ -152,7 +149,6 @@ class Exchange:
         self.ended_ns = stamp_ns
         self.outcome = outcome
         self.error = error
-        self.abort = None
         self._wake()
 
     def crash(self, bug: BaseException) -> None:
@@ -169,22 +165,19 @@ class Exchange:
             self.stamps.clear()
             self.digest_at = self.bytes_in + DIGEST_BYTES
 
-    def check(self, now: int) -> None:
-        """Give up if a deadline has passed; else find out when to look again."""
-        if self.ended_ns is not None or self.abort is None:
-            return
+    def overdue(self, now: int) -> tuple[Outcome, str] | None:
+        """Which deadline has passed, and how to say so; if none has, when to look again is found out."""
         total_ns = self.started_ns + self.limits.total_ns
         if now >= total_ns:
-            self.abort(Outcome.TIMEOUT, "total timeout")
-            return
+            return Outcome.TIMEOUT, "total timeout"
         if self.sent_ns is None:
-            return
+            return None
         idle_ns = self._last_progress_ns() + self.limits.idle_ns
         if now < idle_ns:
             self.check_ns = min(idle_ns, total_ns)
-            return
+            return None
         where = "before the response" if self.headers_ns is None else "in mid-answer"
-        self.abort(Outcome.STALLED, f"idle timeout {where}")
+        return Outcome.STALLED, f"idle timeout {where}"
 
     def _last_progress_ns(self) -> int:
         """When anything but keep-alives came last."""
@@ -212,6 +205,9 @@ class Wire(Protocol):
 
     def under_way(self) -> Iterable[Exchange]:
         """Those that have begun and not ended."""
+
+    def give_up(self, exchange: Exchange, outcome: Outcome, text: str) -> None:
+        """End one of these: its deadline has passed."""
 
 
 class Deadlines:
@@ -243,13 +239,15 @@ class Deadlines:
         now = now_ns()
         if now < self.first_ns:
             return
-        for exchange in self._under_way():
+        for wire, exchange in self._under_way():
             if now >= exchange.check_ns:
-                exchange.check(now)
-        self.first_ns = min((each.check_ns for each in self._under_way()), default=sys.maxsize)
+                overdue = exchange.overdue(now)
+                if overdue is not None:
+                    wire.give_up(exchange, *overdue)
+        self.first_ns = min((each.check_ns for _, each in self._under_way()), default=sys.maxsize)
 
-    def _under_way(self) -> list[Exchange]:
-        return [exchange for wire in self._wires for exchange in wire.under_way()]
+    def _under_way(self) -> list[tuple[Wire, Exchange]]:
+        return [(wire, exchange) for wire in self._wires for exchange in wire.under_way()]
 
 
 _deadlines: WeakKeyDictionary[Any, Deadlines] = WeakKeyDictionary()

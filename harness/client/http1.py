@@ -104,6 +104,11 @@ class Connection:
         """The exchange that has begun and not ended, if any."""
         return () if self._exchange is None else (self._exchange,)
 
+    def give_up(self, exchange: Exchange, outcome: Outcome, text: str) -> None:
+        """End the exchange: a deadline of its has passed."""
+        if exchange is self._exchange:
+            self._end(now_ns(), outcome, text)
+
     def drop(self, exchange: Exchange) -> None:  # noqa: ARG002  # as Mux.drop
         """Give up whatever is under way."""
         self.close()
@@ -155,7 +160,6 @@ class Connection:
         assert transport is not None
         self._exchange = exchange
         self._complete = self._informational = False
-        exchange.abort = self._abort
         if exchange.check_ns < self._deadlines.first_ns:  # noqa: PLR1730 - a call of min, for each request
             self._deadlines.first_ns = exchange.check_ns
         exchange.bytes_out += len(payload)
@@ -240,9 +244,6 @@ class Connection:
         self.close()
         if exchange is not None:
             exchange.crash(bug)
-
-    def _abort(self, outcome: Outcome, text: str) -> None:
-        self._end(now_ns(), outcome, text)
 
     def _end(self, stamp_ns: int, outcome: Outcome | None = None, error: str = "") -> None:
         exchange, transport = self._exchange, self._transport

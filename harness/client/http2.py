@@ -216,7 +216,6 @@ class _Link:
     def open(self, exchange: Exchange, fields: list[tuple[str, str]], body: bytes) -> None:
         """Queue a request; it is sent as soon as the server's limit of streams allows."""
         stream = _Stream(exchange, fields, body)
-        exchange.abort = lambda outcome, text: self._abort(stream, outcome, text)
         self._by_exchange[exchange] = stream
         self._deadlines.first_ns = min(self._deadlines.first_ns, exchange.check_ns)
         self._queue.append(stream)
@@ -226,6 +225,14 @@ class _Link:
     def under_way(self) -> tuple[Exchange, ...]:
         """The exchanges that have begun and not ended."""
         return tuple(self._by_exchange)
+
+    def give_up(self, exchange: Exchange, outcome: Outcome, text: str) -> None:
+        """End one of them: a deadline of its has passed."""
+        stream = self._by_exchange.get(exchange)
+        if stream is not None:
+            self._finish(stream, now_ns(), outcome, text)
+            self._admit()
+            self._flush()
 
     def cancel(self, exchange: Exchange) -> None:
         """Tell the server to stop, if it has not finished."""
@@ -396,11 +403,6 @@ class _Link:
         self._to_stamp.clear()
 
     # -- ending
-
-    def _abort(self, stream: _Stream, outcome: Outcome, text: str) -> None:
-        self._finish(stream, now_ns(), outcome, text)
-        self._admit()
-        self._flush()
 
     def _finish(self, stream: _Stream, stamp_ns: int, outcome: Outcome | None = None, text: str = "") -> None:
         exchange = stream.exchange

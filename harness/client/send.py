@@ -187,7 +187,7 @@ class _Attempt(msgspec.Struct, frozen=True, gc=False):
             None if answer.first_content_ns is None else answer.first_content_ns - origin_ns,
             [stamp_ns - origin_ns for stamp_ns in answer.chunk_ns] if answer.chunk_ns else (),
             None if exchange.ended_ns is None else exchange.ended_ns - origin_ns,
-            held_ns(exchange, answer, streams=call.streams),
+            held_ns(exchange, answer if call.streams else None),
             exchange.status,
             outcome,
             error,

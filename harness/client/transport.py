@@ -153,6 +153,8 @@ class Transport:
         self.open = True
         self.unheard_bytes = 0
         """Once it has ended: how many of the bytes written last the peer never got. Known on Linux only."""
+        self.drained = True
+        """Everything written is with the kernel."""
         self.floor_ns = 0
         """No stamp precedes this: the answer can't come before the question."""
         self._sock = sock
@@ -176,11 +178,6 @@ class Transport:
         if self._poll.poll(0):
             self._on_readable()
         return self.open
-
-    @property
-    def drained(self) -> bool:
-        """Everything written is with the kernel."""
-        return not self._unsent
 
     def write(self, payload: bytes) -> bool:
         """Hand bytes to the kernel, as many as it takes now; the rest follows by itself.
@@ -206,7 +203,7 @@ class Transport:
         self._sock.close()
 
     def _write_raw(self, payload: bytes) -> bool:
-        if self._unsent:
+        if not self.drained:
             self._unsent += payload
             return False
         try:
@@ -220,6 +217,7 @@ class Transport:
         if taken == len(payload):
             return True
         self._unsent += memoryview(payload)[taken:]
+        self.drained = False
         if self._writer is None:
             self._writer = get_hub().loop.io(self._sock.fileno(), _WRITE)
         self._writer.start(self._on_writable)
@@ -237,6 +235,7 @@ class Transport:
         del self._unsent[:taken]
         if self._unsent:
             return
+        self.drained = True
         self._writer.stop()
         if self._broken is None:
             self._tell(self._listener.on_drained)

@@ -549,16 +549,13 @@ def test_noise_is_told_from_an_answer(piece, noise):
 
 
 def test_deadlines_are_decided_by_stamps_alone():
-    gave_up = []
     exchange = Exchange(Limits(connect_ns=10, idle_ns=100, total_ns=1_000), started_ns=0)
-    exchange.abort = lambda outcome, text: gave_up.append((outcome, text))
+    assert (exchange.overdue(149), exchange.check_ns) == (None, 100)
     exchange.sent_ns = 50
-    exchange.check(149)
-    assert (gave_up, exchange.check_ns) == ([], 150)
+    assert (exchange.overdue(149), exchange.check_ns) == (None, 150)
     exchange.pieces, exchange.stamps = [b"data: a\n\n", b": ka\n\n"], [120, 200]
-    exchange.check(210)
-    assert (gave_up, exchange.check_ns) == ([], 220)
-    exchange.check(220)
-    assert gave_up == [(Outcome.STALLED, "idle timeout before the response")]
-    exchange.check(1_000)
-    assert gave_up[1] == (Outcome.TIMEOUT, "total timeout")
+    assert (exchange.overdue(210), exchange.check_ns) == (None, 220)
+    assert exchange.overdue(220) == (Outcome.STALLED, "idle timeout before the response")
+    exchange.headers_ns = 120
+    assert exchange.overdue(220) == (Outcome.STALLED, "idle timeout in mid-answer")
+    assert exchange.overdue(1_000) == (Outcome.TIMEOUT, "total timeout")
