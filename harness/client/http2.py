@@ -27,7 +27,7 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
-from h2.exceptions import ProtocolError
+from h2.exceptions import InvalidBodyLengthError, ProtocolError
 from h2.settings import SettingCodes
 
 from harness.client.call import Call
@@ -133,13 +133,32 @@ class Mux:
 
 
 class _Protocol(H2Connection):
-    """h2, but streams under way outlive GOAWAY, as RFC 9113 section 6.8 wants and h2 doesn't do."""
+    """h2 with two manners of RFC 9113 that it lacks.
+
+    Streams under way outlive GOAWAY (section 6.8), and a body of the wrong length ends its own stream
+    alone (section 8.1.1).
+    """
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
         event = ConnectionTerminated()
         event.error_code = frame.error_code
         event.last_stream_id = frame.last_stream_id
         return [], [event]
+
+    def _receive_frame(self, frame: Frame) -> list[Event]:
+        try:
+            return super()._receive_frame(frame)
+        except InvalidBodyLengthError:
+            self.acknowledge_received_data(getattr(frame, "flow_controlled_length", 0), frame.stream_id)
+            self.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            return [_WrongLength(frame.stream_id)]
+
+
+class _WrongLength(Event):
+    """A stream's content-length and its body differ: it has been reset."""
+
+    def __init__(self, stream_id: int) -> None:
+        self.stream_id = stream_id
 
 
 class _Stream:
@@ -308,6 +327,11 @@ class _Link:
             stream = self._streams.get(event.stream_id or 0)
             if stream is not None:
                 self._was_reset(stream, event, stamp_ns)
+        elif isinstance(event, _WrongLength):
+            stream = self._streams.get(event.stream_id)
+            if stream is not None:
+                stream.ended = True
+                self._finish(stream, stamp_ns, Outcome.MALFORMED, "wrong content-length")
 
     def _take_head(self, event: ResponseReceived, stamp_ns: int) -> None:
         stream = self._streams.get(event.stream_id or 0)

@@ -127,6 +127,29 @@ def test_a_reset_stream_leaves_the_others_alone(code, headed, outcome, error):
     assert records[1].error == error
 
 
+@pytest.mark.parametrize(("said", "pieces"), [("4", 2), ("4000", 1), ("4", 0)])
+def test_a_wrong_length_leaves_the_others_alone(said, pieces):
+    def answer(peer: H2Peer, stream: int) -> None:
+        if peer.heads[stream]["x-request-id"] != "r-1":
+            gevent.sleep(0.005)
+            streamed(peer, stream)
+            return
+        peer.head(stream, **{"content-length": said})
+        for _ in range(pieces):
+            peer.body(stream, event("a"))
+        peer.body(stream, b"", end=True)
+
+    with serving_h2(answer) as server:
+        mux = Mux(target.parse(server.url))
+        records = batch(mux, 3, stream=True)
+        again = batch(mux, 3, stream=True)
+        mux.close()
+        assert len(server.peers) == 1
+    for each in (records, again):
+        assert [r.outcome for r in each] == [Outcome.OK, Outcome.MALFORMED, Outcome.OK]
+        assert each[1].error == "wrong content-length"
+
+
 def test_streams_under_way_outlive_goaway_and_the_next_go_elsewhere():
     def answer(peer: H2Peer, stream: int) -> None:
         if len(server.peers) == 1 and stream == 1:
