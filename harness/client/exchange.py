@@ -171,6 +171,7 @@ class Exchange:
         if now >= total_ns:
             return Outcome.TIMEOUT, "total timeout"
         if self.sent_ns is None:
+            self.check_ns = min(now + self.limits.idle_ns, total_ns)
             return None
         idle_ns = self._last_progress_ns() + self.limits.idle_ns
         if now < idle_ns:
@@ -200,8 +201,8 @@ def is_noise(piece: bytes) -> bool:
     return all(not line or line.startswith(b":") for line in text.splitlines())
 
 
-class Wire(Protocol):
-    """What carries exchanges."""
+class Carrier(Protocol):
+    """A connection that carries exchanges."""
 
     def under_way(self) -> Iterable[Exchange]:
         """Those that have begun and not ended."""
@@ -211,26 +212,29 @@ class Wire(Protocol):
 
 
 class Deadlines:
-    """The open wires of one hub, swept by one timer: one for each exchange would cost more than a read."""
+    """The connections of one hub, from open to `close`, swept by one timer.
+
+    A timer for each exchange would cost more than a read.
+    """
 
     def __init__(self, hub: Any, on_sweep: Callable[[], None]) -> None:
         self.first_ns = sys.maxsize
         """No exchange need be looked at before this. Whoever begins one lowers it, if it must."""
-        self._wires: set[Wire] = set()
+        self._carriers: set[Carrier] = set()
         self._on_sweep = on_sweep
         self._timer = hub.loop.timer(SWEEP_S, SWEEP_S, ref=False)
 
-    def watch(self, wire: Wire) -> None:
-        """Look after a wire's exchanges from now on."""
-        if not self._wires:
+    def watch(self, carrier: Carrier) -> None:
+        """Look after a connection's exchanges from now on."""
+        if not self._carriers:
             self._on_sweep()
             self._timer.start(self.sweep)
-        self._wires.add(wire)
+        self._carriers.add(carrier)
 
-    def forget(self, wire: Wire) -> None:
+    def forget(self, carrier: Carrier) -> None:
         """Look after it no longer, if it was watched at all."""
-        self._wires.discard(wire)
-        if not self._wires:
+        self._carriers.discard(carrier)
+        if not self._carriers:
             self._timer.stop()
 
     def sweep(self) -> None:
@@ -239,15 +243,15 @@ class Deadlines:
         now = now_ns()
         if now < self.first_ns:
             return
-        for wire, exchange in self._under_way():
+        for carrier, exchange in self._under_way():
             if now >= exchange.check_ns:
                 overdue = exchange.overdue(now)
                 if overdue is not None:
-                    wire.give_up(exchange, *overdue)
+                    carrier.give_up(exchange, *overdue)
         self.first_ns = min((each.check_ns for _, each in self._under_way()), default=sys.maxsize)
 
-    def _under_way(self) -> list[tuple[Wire, Exchange]]:
-        return [(wire, exchange) for wire in self._wires for exchange in wire.under_way()]
+    def _under_way(self) -> list[tuple[Carrier, Exchange]]:
+        return [(carrier, exchange) for carrier in self._carriers for exchange in carrier.under_way()]
 
 
 _deadlines: WeakKeyDictionary[Any, Deadlines] = WeakKeyDictionary()

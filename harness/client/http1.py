@@ -133,9 +133,6 @@ class Connection:
                 return True
         bounds = exchange.limits
         left_ns = exchange.started_ns + bounds.total_ns - now_ns()
-        self._deadlines.forget(self)
-        self._deadlines = deadlines(WALL.refresh)
-        self._deadlines.watch(self)
         try:
             self._transport = connect(
                 self.target.host,
@@ -149,6 +146,9 @@ class Connection:
         except UnreachableError as failure:
             exchange.finish(now_ns(), failure.outcome, failure.text)
             return False
+        self._deadlines.forget(self)
+        self._deadlines = deadlines(WALL.refresh)
+        self._deadlines.watch(self)
         exchange.connected_ns = now_ns()
         self._parser = HttpResponseParser(self)
         self._usual = None

@@ -38,7 +38,7 @@ from harness.clock import now_ns
 from harness.record import Outcome
 
 if TYPE_CHECKING:
-    from hyperframe.frame import Frame, GoAwayFrame
+    from hyperframe.frame import DataFrame, Frame, GoAwayFrame
 
 _STREAM_WINDOW = 1 << 20
 _CONNECTION_WINDOW = 1 << 24
@@ -91,9 +91,9 @@ class Mux:
             link.cancel(exchange)
 
     def close(self) -> None:
-        """Close the connection; the next exchange opens a new one."""
+        """Close the connection, which cuts what is under way; the next exchange opens a new one."""
         if self._link is not None:
-            self._link.close()
+            self._link.cut()
         self._link = None
 
     def _usable_link(self, exchange: Exchange) -> _Link | None:
@@ -135,8 +135,8 @@ class Mux:
 class _Protocol(H2Connection):
     """h2 with two manners of RFC 9113 that it lacks.
 
-    Streams under way outlive GOAWAY (section 6.8), and a body of the wrong length ends its own stream
-    alone (section 8.1.1).
+    Streams under way outlive GOAWAY (section 6.8), and data that contradict their content-length end
+    their own stream alone (section 8.1.1).
     """
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
@@ -145,20 +145,21 @@ class _Protocol(H2Connection):
         event.last_stream_id = frame.last_stream_id
         return [], [event]
 
-    def _receive_frame(self, frame: Frame) -> list[Event]:
+    def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
         try:
-            return super()._receive_frame(frame)
+            return super()._receive_data_frame(frame)
         except InvalidBodyLengthError:
-            self.acknowledge_received_data(getattr(frame, "flow_controlled_length", 0), frame.stream_id)
+            self.acknowledge_received_data(frame.flow_controlled_length, frame.stream_id)
             self.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
-            return [_WrongLength(frame.stream_id)]
+            return [], [_WrongLength(frame.stream_id, frame.data)]
 
 
 class _WrongLength(Event):
-    """A stream's content-length and its body differ: it has been reset."""
+    """These data contradict their stream's content-length: it has been reset."""
 
-    def __init__(self, stream_id: int) -> None:
+    def __init__(self, stream_id: int, data: bytes) -> None:
         self.stream_id = stream_id
+        self.data = data
 
 
 class _Stream:
@@ -250,8 +251,7 @@ class _Link:
         stream = self._by_exchange.get(exchange)
         if stream is not None:
             self._finish(stream, now_ns(), outcome, text)
-            self._admit()
-            self._flush()
+            self._go_on()
 
     def cancel(self, exchange: Exchange) -> None:
         """Tell the server to stop, if it has not finished."""
@@ -259,8 +259,11 @@ class _Link:
         if stream is not None:
             self._remove(stream)
             self._reset(stream)
-            self._admit()
-            self._flush()
+            self._go_on()
+
+    def cut(self) -> None:
+        """Close the connection, and end what is under way."""
+        self._fail_all(Outcome.CUT, "connection closed by us", now_ns())
 
     def close(self) -> None:
         """Close the connection. Streams under way are the caller's concern."""
@@ -284,10 +287,7 @@ class _Link:
             return
         for event in events:
             self._take(event, stamp_ns)
-        self._admit()
-        self._flush()
-        if self._going_away and not self._by_exchange:
-            self.close()
+        self._go_on()
 
     def on_end(self, error: OSError | None, stamp_ns: int) -> None:
         """The connection is gone, and all its streams with it."""
@@ -331,6 +331,7 @@ class _Link:
             stream = self._streams.get(event.stream_id)
             if stream is not None:
                 stream.ended = True
+                self._put_by(stream, event.data, stamp_ns)
                 self._finish(stream, stamp_ns, Outcome.MALFORMED, "wrong content-length")
 
     def _take_head(self, event: ResponseReceived, stamp_ns: int) -> None:
@@ -348,12 +349,14 @@ class _Link:
     def _take_body(self, event: DataReceived, stamp_ns: int) -> None:
         self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)
         stream = self._streams.get(event.stream_id or 0)
-        if stream is None or not event.data:
-            return
+        if stream is not None and event.data:
+            self._put_by(stream, event.data, stamp_ns)
+
+    def _put_by(self, stream: _Stream, piece: bytes, stamp_ns: int) -> None:
         exchange = stream.exchange
-        exchange.pieces.append(event.data)
+        exchange.pieces.append(piece)
         exchange.stamps.append(max(stamp_ns, exchange.sent_ns or 0))
-        exchange.bytes_in += len(event.data)
+        exchange.bytes_in += len(piece)
         if exchange.bytes_in >= exchange.digest_at:
             exchange.digest()
 
@@ -379,6 +382,13 @@ class _Link:
                 self._finish(stream, stamp_ns, Outcome.REFUSED_BY_SERVER, "server goes away")
 
     # -- sending
+
+    def _go_on(self) -> None:
+        """Send what may be sent now; a link that may not be used again ends with its last stream."""
+        self._admit()
+        self._flush()
+        if self._going_away and not self._by_exchange:
+            self.close()
 
     def _admit(self) -> None:
         """Open queued streams, as many as the server allows."""

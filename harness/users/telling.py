@@ -1,7 +1,7 @@
-"""Locust is told of records, some at a time: its `request` event for listeners, and its statistics.
+"""Locust is told of records, some at a time.
 
-    records ─► Teller ─► Audience ─┬► each listener of `request`, one record at a time
-                                   └► Locust's statistics, a block at a time
+    records ─► Teller ─► Audience ─┬► its statistics, by blocks, where nobody else listens
+                                   └► its `request` event, fired for each record
 
 Locust's own listener takes longer for a record than any other part of a request does. Its statistics
 can also be extended by an entry that sums up many requests: it is how a master takes in its workers.
@@ -10,29 +10,30 @@ can also be extended by an entry that sums up many requests: it is how a master 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
-from operator import attrgetter
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import gevent
 from gevent.event import Event
 from locust import stats
 from locust.env import Environment
-from locust.event import EventHook
+from locust.exception import InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately, StopUser
 
 from harness.record import Outcome, Record
 
 _OK = Outcome.OK  # looking up a member costs more than a call in Python 3.11
 
-_sort_of = attrgetter("dialect", "kind")
-
 _TELL_AT = 64
-"""As many records are told in one go: in the time that takes, some 50 µs, no socket is read."""
+"""When as many records wait, they are told in one go: in the time that takes, some 50 µs where only Locust
+listens, no socket is read."""
 _TELL_EVERY_S = 0.05
 _TELL_S = 10.0
 """How long the end of a run waits for listeners."""
+
+_STEERING = (StopUser, RescheduleTask, RescheduleTaskImmediately, InterruptTaskSet)
+"""What a listener may raise to steer the user in which it runs; here it runs in none."""
 
 
 class RemoteFault(Exception):  # noqa: N818 - shown in Locust's failure table; nobody raises it
@@ -40,17 +41,24 @@ class RemoteFault(Exception):  # noqa: N818 - shown in Locust's failure table; n
 
 
 class Teller:
-    """Tells of records in a greenlet of its own, some at a time, which takes half the time.
+    """Tells of records in a greenlet of its own, so that no listener delays a request.
 
-    So no listener delays a request, and none is told later than `_TELL_EVERY_S`.
+    A record waits for `_TELL_EVERY_S` at most, unless a listener waits itself.
+
+    Args:
+        tell: is given final records, in their order.
+        on_failure: is given what `tell` raised, which ends the telling.
     """
 
-    def __init__(self, tell: Callable[[Sequence[Record]], None]) -> None:
+    def __init__(
+        self, tell: Callable[[Sequence[Record]], None], on_failure: Callable[[BaseException], None]
+    ) -> None:
         self._tell = tell
         self._untold: list[Record] = []
         self._came = Event()
         self._stopping = False
         self._greenlet = gevent.spawn(self._run)
+        self._greenlet.link_exception(lambda broken: on_failure(broken.exception))
 
     def add(self, records: Sequence[Record]) -> None:
         """Have final records told."""
@@ -59,12 +67,10 @@ class Teller:
             self._came.set()
 
     def stop(self) -> None:
-        """Tell what is left; a listener that waits for ever is left behind. A bug of ours is raised."""
+        """Tell what is left; a listener that waits for ever is left behind."""
         self._stopping = True
         self._came.set()
         self._greenlet.join(_TELL_S)
-        if self._greenlet.exception is not None:
-            raise self._greenlet.exception
 
     def _run(self) -> None:
         while self._untold or not self._stopping:
@@ -78,8 +84,8 @@ class Teller:
 class Audience:
     """Who listens to an environment's `request` event: Locust's statistics, and anybody else.
 
-    Each listener but Locust's own is called as if the event were fired for each record; the statistics
-    say the same as if Locust's own had been. Where that is not found, the event is fired as it is.
+    Where only Locust's own listener is found, the statistics are extended as it would have done, but by
+    blocks; else the event is fired for each record.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -88,40 +94,44 @@ class Audience:
     def tell(self, records: Sequence[Record]) -> None:
         """Tell of final records, in their order."""
         event: Any = self._environment.events.request
-        handlers = list(getattr(event, "_handlers", ()))  # no other way to ask who listens
-        own = [each for each in handlers if getattr(each, "__module__", "") == "locust.runners"]
-        if len(own) == 1:
+        listening: list[Any] = getattr(event, "_handlers", [])  # no other way to ask who listens
+        if len(listening) == 1 and getattr(listening[0], "__module__", "") == "locust.runners":
             _count(self._environment.stats, records)
-            handlers.remove(own[0])
-            if not handlers:
-                return
-            event = EventHook()  # type: ignore[no-untyped-call]
-            for handler in handlers:
-                event.add_listener(handler)
+            return
         for record in records:
-            event.fire(**_as_event(record))
+            with suppress(*_STEERING):
+                event.fire(**_as_event(record))
 
 
 def _count(held: stats.RequestStats, records: Sequence[Record]) -> None:
     """As `RequestStats.log_request` and `log_error` for each record."""
-    for (name, method), block in _sorts(records):
-        entry = _entry(held, name, method, block)
-        held.total.extend(entry)
-        held.get(name, method).extend(entry)
+    moment_s = time.time()
+    blocks: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        blocks[record.dialect, record.kind].append(record)
+    for (name, method), block in blocks.items():
+        summed = _sum(held, name, method, block, moment_s)
+        _extend(held.total, summed, moment_s)
+        _extend(held.get(name, method), summed, moment_s)
     for record in records:
         if record.outcome != _OK:
             held.log_error(record.kind, record.dialect, _fault(record))
 
 
-def _sorts(records: Iterable[Record]) -> Iterator[tuple[tuple[str, str], list[Record]]]:
-    """Records by Locust's name and method, as long as these stay the same."""
-    for sort, block in groupby(records, _sort_of):
-        yield sort, list(block)
+def _extend(entry: stats.StatsEntry, summed: stats.StatsEntry, moment_s: float) -> None:
+    """Add to an entry; before a new second's first, keep what it held at the end of the last."""
+    last_s = entry.last_request_timestamp
+    if entry.use_response_times_cache and last_s and int(moment_s) > int(last_s):
+        entry._cache_response_times(int(moment_s) - 1)  # noqa: SLF001 - as in StatsEntry.log
+    entry.last_request_timestamp = moment_s  # else `extend` would keep it too, with the new ones
+    entry.extend(summed)
 
 
-def _entry(held: stats.RequestStats, name: str, method: str, records: Sequence[Record]) -> stats.StatsEntry:
-    """What records sum up to, failures left out."""
-    entry, moment_s = stats.StatsEntry(held, name, method), time.time()
+def _sum(
+    held: stats.RequestStats, name: str, method: str, records: Sequence[Record], moment_s: float
+) -> stats.StatsEntry:
+    """One entry for all these records; but it does not say how many of them have failed."""
+    entry = stats.StatsEntry(held, name, method)
     times_ms = [each for each in map(_response_ms, records) if each is not None]
     entry.num_requests = len(records)
     entry.num_none_requests = len(records) - len(times_ms)

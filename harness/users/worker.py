@@ -114,7 +114,7 @@ class Worker:
         self._go = Event()
         self._serving = 0
         self._lines = lines
-        self._teller = Teller(tell)
+        self._teller = Teller(tell, self.fail)
         folder = Path(lease.folder)
         self._ship = ship
         path = runlog.records_path(folder, lease.worker)

@@ -150,6 +150,47 @@ def test_a_wrong_length_leaves_the_others_alone(said, pieces):
         assert each[1].error == "wrong content-length"
 
 
+def test_data_that_contradict_their_length_are_read_all_the_same():
+    def answer(peer: H2Peer, stream: int) -> None:
+        peer.head(stream, "429", **{"content-length": "4000"})
+        peer.h2.send_data(stream, b'{"error": {"code": "rate_limited"}}', end_stream=True)
+        peer.flush()
+
+    with serving_h2(answer) as server:
+        mux = Mux(target.parse(server.url))
+        (record,) = batch(mux, 1)
+        mux.close()
+    assert (record.outcome, record.error) == (Outcome.REFUSED_BY_SERVER, "HTTP 429 rate_limited")
+    assert record.bytes_in == 35
+
+
+def test_a_link_that_may_not_be_used_again_ends_with_its_last_stream():
+    def answer(peer: H2Peer, stream: int) -> None:
+        peer.head(stream)
+        peer.go_away(stream)
+
+    with serving_h2(answer) as server:
+        mux = Mux(target.parse(server.url))
+        (record,) = batch(mux, 1, rules=patient(idle=0.05))
+        with gevent.Timeout(5):
+            while not server.peers[0].sock.closed:
+                gevent.sleep(0.001)
+        mux.close()
+    assert record.outcome is Outcome.STALLED
+
+
+def test_closing_cuts_what_is_under_way():
+    with serving_h2(lambda peer, stream: peer.head(stream)) as server:
+        mux = Mux(target.parse(server.url))
+        asking = gevent.spawn(batch, mux, 2)
+        while not server.peers or len(server.peers[0].heads) < 2:
+            gevent.sleep(0.001)
+        mux.close()
+        records = asking.get(timeout=5)
+    assert {record.outcome for record in records} == {Outcome.CUT}
+    assert all(record.error.startswith("connection closed by us") for record in records)
+
+
 def test_streams_under_way_outlive_goaway_and_the_next_go_elsewhere():
     def answer(peer: H2Peer, stream: int) -> None:
         if len(server.peers) == 1 and stream == 1:

@@ -550,7 +550,7 @@ def test_noise_is_told_from_an_answer(piece, noise):
 
 def test_deadlines_are_decided_by_stamps_alone():
     exchange = Exchange(Limits(connect_ns=10, idle_ns=100, total_ns=1_000), started_ns=0)
-    assert (exchange.overdue(149), exchange.check_ns) == (None, 100)
+    assert (exchange.overdue(149), exchange.check_ns) == (None, 249)
     exchange.sent_ns = 50
     assert (exchange.overdue(149), exchange.check_ns) == (None, 150)
     exchange.pieces, exchange.stamps = [b"data: a\n\n", b": ka\n\n"], [120, 200]

@@ -272,7 +272,10 @@ def test_a_proxy_that_buffers_streams_makes_the_run_invalid(slow_mock: MockServe
 def test_too_few_open_files_make_the_run_invalid_and_do_not_end_it_early(
     slow_mock: MockServer, tmp_path: Path
 ) -> None:
-    """Locust's CPU monitor dies of it ten seconds on, and would take the run with it."""
+    """Locust's CPU monitor dies of it ten seconds on, and would take the run with it.
+
+    The rate grows, so that connections are still wanted whenever the limit comes down.
+    """
 
     def lower(process: subprocess.Popen[str]) -> None:
         until(lambda: has_samples(tmp_path / "runs", count=1))
@@ -285,7 +288,7 @@ def test_too_few_open_files_make_the_run_invalid_and_do_not_end_it_early(
         tmp_path,
         meanwhile=lower,
         traffic=SLOW_STREAMS,
-        arrivals={"process": "constant", "rate": 150},
+        arrivals={"process": "ramp", "start": 5, "end": 300},
         duration="11s",
         max_in_flight=100,
     )

@@ -85,6 +85,75 @@ def test_locusts_statistics_are_those_of_its_event_fired_for_each_record() -> No
     assert blocks == events
 
 
+def test_locusts_current_percentiles_are_those_of_its_event() -> None:
+    """They leave out what the cache held ten seconds ago: so it must not hold the newest."""
+    blocks, events = said_by("""
+        by_blocks, by_events = environment(), environment()
+        audience, now_s, said = Audience(by_blocks), [1_000_000.5], ([], [])
+        waves = {0: 8, 31: 8, 32: 1, 62: 3}
+        with mock.patch("time.time", lambda: now_s[0]):
+            for each in (by_blocks, by_events):
+                each.stats.reset_all()
+            for second in range(80):
+                now_s[0] = 1_000_000.5 + second
+                wave = [one(seq, after_ms=100 * second) for seq in range(waves.get(second, 0))]
+                if wave:
+                    audience.tell(wave)
+                for each in wave:
+                    by_events.events.request.fire(**telling._as_event(each))
+                for each, heard in zip((by_blocks, by_events), said):
+                    for entry in (each.stats.total, each.stats.get("chat", "completion")):
+                        heard.append(entry.get_current_response_time_percentile(0.5))
+        print(json.dumps(said))
+    """)
+    assert blocks == events
+    assert len(set(blocks)) > 2
+
+
+def test_a_listener_may_come_and_go_and_steer_the_user_that_it_takes_itself_for() -> None:
+    heard, counted = said_by("""
+        from locust.exception import StopUser
+
+        def once(**event):
+            heard.append(["once", event["context"]["seq"]])
+            here.events.request.remove_listener(once)
+
+        def unruly(**event):
+            heard.append(["unruly", here.stats.total.num_requests])
+            raise StopUser
+
+        heard, here = [], environment()
+        audience = Audience(here)
+        here.events.request.add_listener(once)
+        here.events.request.add_listener(unruly)
+        audience.tell(RECORDS[:3])
+        here.events.request.remove_listener(unruly)
+        audience.tell(RECORDS[3:6])
+        print(json.dumps([heard, here.stats.total.num_requests]))
+    """)
+    assert heard == [["once", 0], ["unruly", 1], ["unruly", 2], ["unruly", 3]]
+    assert counted == 6
+
+
+def test_what_ends_the_telling_is_told_at_once_and_delays_no_request() -> None:
+    said = said_by("""
+        import gevent
+
+        def broken(records):
+            raise LookupError("no such bucket")
+
+        failures = []
+        teller = telling.Teller(broken, lambda error: failures.append(repr(error)))
+        teller.add(RECORDS)
+        gevent.sleep(0.2)
+        before = list(failures)
+        teller.add(RECORDS)
+        teller.stop()
+        print(json.dumps([before, failures]))
+    """)
+    assert said == [["LookupError('no such bucket')"]] * 2
+
+
 def test_a_listener_hears_of_every_record_in_order_and_locust_counts_it_once() -> None:
     heard, counted = said_by("""
         heard, here = [], environment()
