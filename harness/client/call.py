@@ -30,10 +30,11 @@ def random_ids(digits: int) -> Iterator[str]:
 
 
 _trace_ids = random_ids(32)
+_span_ids = random_ids(16)
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
-    """A request in bytes; only the span id, new with each attempt, is still missing."""
+    """One attempt of a request, in bytes."""
 
     request: Request
     dialect: Dialect
@@ -41,16 +42,21 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     streams: bool
     trace_id: str
     """32 hexadecimal digits, one a request."""
-    head: str
-    """The HTTP/1.1 head up to the span id inside `traceparent`, its last field; ASCII."""
+    span_id: str
+    """16 hexadecimal digits, one an attempt."""
     body: bytes
+    http1: bytes
+    """The whole HTTP/1.1 request; `traceparent` is the last field of its head."""
 
-    def http1(self, span_id: str) -> bytes:
-        """The whole HTTP/1.1 request of one attempt."""
-        return f"{self.head}{span_id}-01\r\n\r\n".encode() + self.body
+    def again(self) -> Call:
+        """The next attempt of the same request."""
+        span_id = next(_span_ids)
+        before, after, rest = self.http1.partition(b"-01\r\n\r\n")
+        http1 = b"".join((before[: -len(span_id)], span_id.encode(), after, rest))
+        return msgspec.structs.replace(self, span_id=span_id, http1=http1)
 
-    def fields(self, span_id: str) -> list[tuple[str, str]]:
-        """The header fields of one attempt over HTTP/2."""
+    def fields(self) -> list[tuple[str, str]]:
+        """The header fields over HTTP/2."""
         return [
             (":method", "POST"),
             (":scheme", self.target.scheme),
@@ -59,21 +65,22 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             *_fields(self.target, self.dialect, self.streams),
             ("content-length", str(len(self.body))),
             ("x-request-id", self.request.id),
-            ("traceparent", f"00-{self.trace_id}-{span_id}-01"),
+            ("traceparent", f"00-{self.trace_id}-{self.span_id}-01"),
         ]
 
 
 def prepare(request: Request, target: Target) -> Call:
-    """Encode a request and mint its trace id. Meant to be done before the request is due.
+    """Encode a request's first attempt and mint its ids. Meant to be done before the request is due.
 
     Raises:
         ConfigError: the request's dialect is unknown.
     """
     dialect, streams, head = _sort(target, request.dialect, request.stream)
-    trace_id = next(_trace_ids)
+    trace_id, span_id = next(_trace_ids), next(_span_ids)
     body = dialect.encode(request)
-    head = f"{head}{len(body)}\r\nx-request-id: {request.id}\r\ntraceparent: 00-{trace_id}-"
-    return Call(request, dialect, target, streams, trace_id, head, body)
+    trace = f"00-{trace_id}-{span_id}-01"
+    head = f"{head}{len(body)}\r\nx-request-id: {request.id}\r\ntraceparent: {trace}\r\n\r\n"
+    return Call(request, dialect, target, streams, trace_id, span_id, body, head.encode() + body)
 
 
 def _fields(target: Target, dialect: Dialect, streams: bool) -> list[tuple[str, str]]:

@@ -83,21 +83,20 @@ class Connection:
         self._keep_alive = False
         self._usual: _Head | None = None
 
-    def exchange(self, exchange: Exchange, call: Call, span_id: str) -> None:
+    def exchange(self, exchange: Exchange, call: Call) -> None:
         """Send a request and wait for the end of its answer, or of the hope for one.
 
         Remote faults are noted on the exchange. What is thrown into the greenlet passes through.
         """
-        payload = call.http1(span_id)
         if not self._connected(exchange):
             return
-        self._start(exchange, payload)
+        self._start(exchange, call.http1)
         exchange.wait()
         if exchange.outcome is not None and self._was_stale(exchange):
             self.stale_retries += 1
             exchange.reopen()
             if self._connected(exchange):
-                self._start(exchange, payload)
+                self._start(exchange, call.http1)
                 exchange.wait()
 
     def under_way(self) -> tuple[Exchange, ...]:

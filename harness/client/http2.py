@@ -68,7 +68,7 @@ class Mux:
         self._connecting: AsyncResult | None = None
         self._links: dict[Exchange, _Link] = {}
 
-    def exchange(self, exchange: Exchange, call: Call, span_id: str) -> None:
+    def exchange(self, exchange: Exchange, call: Call) -> None:
         """Send a request on a stream of its own and wait for the end of its answer, or of the hope for one.
 
         Remote faults are noted on the exchange. What is thrown into the greenlet passes through.
@@ -78,7 +78,7 @@ class Mux:
             return
         self._links[exchange] = link
         try:
-            link.open(exchange, call.fields(span_id), call.body)
+            link.open(exchange, call.fields(), call.body)
             exchange.wait()
         finally:
             link.cancel(exchange)

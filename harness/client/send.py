@@ -13,7 +13,7 @@ import tenacity
 from gevent import GreenletExit
 
 from harness.client.answer import Answer, held_ns, retry_after_s, status_fault
-from harness.client.call import Call, prepare, random_ids
+from harness.client.call import Call, prepare
 from harness.client.exchange import Exchange, Limits, limits
 from harness.client.http2 import Mux
 from harness.clock import now_ns
@@ -24,7 +24,6 @@ __all__ = ["Log", "Policy", "Wire", "policy", "prepare", "send", "send_batch"]
 
 Log = Callable[[Record], None]
 
-_span_ids = random_ids(16)
 _OK = Outcome.OK  # looking up a member costs more than a call in Python 3.11
 
 
@@ -33,7 +32,7 @@ class Wire(Protocol):
 
     wire: str
 
-    def exchange(self, exchange: Exchange, call: Call, span_id: str) -> None:
+    def exchange(self, exchange: Exchange, call: Call) -> None:
         """Send, and wait for the end."""
 
     def drop(self, exchange: Exchange) -> None:
@@ -139,26 +138,24 @@ class _Attempt(msgspec.Struct, frozen=True, gc=False):
 
     def run(self, number: int, log: Log) -> Record:
         """One attempt; a kill is logged here, as the request's last record, before it passes on."""
-        call = self.call
-        span_id = next(_span_ids)
+        call = self.call if number == 0 else self.call.again()
         answer = Answer(call)
         exchange = Exchange(self.limits, now_ns(), answer if call.streams else None)
         try:
-            self.connection.exchange(exchange, call, span_id)
+            self.connection.exchange(exchange, call)
         except GreenletExit:
             self.connection.drop(exchange)
             exchange.finish(now_ns(), Outcome.TIMEOUT, "cut off: the run ended first")
-            log(self.record(exchange, answer, span_id, number))
+            log(self.record(call, exchange, answer, number))
             raise
         except BaseException:  # a bug, or a timeout of the caller's: leave no half-read connection behind
             self.connection.drop(exchange)
             raise
-        return self.record(exchange, answer, span_id, number)
+        return self.record(call, exchange, answer, number)
 
-    def record(self, exchange: Exchange, answer: Answer, span_id: str, number: int) -> Record:
+    def record(self, call: Call, exchange: Exchange, answer: Answer, number: int) -> Record:
         """The exchange and its answer as one record."""
-        call, origin_ns = self.call, self.origin_ns
-        request = call.request
+        origin_ns, request = self.origin_ns, call.request
         outcome, error = _judge(exchange, answer, call)
         sent = exchange.bytes_out > 0
         asked_s = None if exchange.status == 200 else retry_after_s(exchange.header(b"retry-after"))
@@ -176,7 +173,7 @@ class _Attempt(msgspec.Struct, frozen=True, gc=False):
             request.session,
             request.turn,
             call.trace_id if sent else "",
-            span_id if sent else "",
+            call.span_id if sent else "",
             self.due_ns,
             exchange.started_ns - origin_ns,
             None if exchange.connected_ns is None else exchange.connected_ns - origin_ns,

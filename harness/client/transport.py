@@ -158,6 +158,7 @@ class Transport:
         self.floor_ns = 0
         """No stamp precedes this: the answer can't come before the question."""
         self._sock = sock
+        self._recvmsg = sock.recvmsg
         self._tls = tls
         self._listener = listener
         self._on_bytes = listener.on_bytes
@@ -244,7 +245,7 @@ class Transport:
         ancillary = None
         try:
             if self._stamped:
-                piece, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
+                piece, ancillary, _, _ = self._recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
             else:
                 piece = self._sock.recv(_READ_BYTES)
         except BlockingIOError:

@@ -35,7 +35,8 @@ class Carrier:
         self.asked = 0
 
     def begin(self, **limits_ns: int) -> Exchange:
-        bounds = Limits(**({"connect_ns": 10, "idle_ns": 100, "total_ns": 1_000} | limits_ns))
+        spans_ns = {"connect_ns": 10, "idle_ns": 100, "total_ns": 1_000} | limits_ns
+        bounds = Limits(**spans_ns, first_ns=min(spans_ns["idle_ns"], spans_ns["total_ns"]))
         begun = Exchange(bounds, exchanges.now_ns())
         begun.sent_ns = begun.started_ns
         self.carried.append(begun)

@@ -41,7 +41,7 @@ def test_the_request_is_what_the_server_reads():
         connection = Connection(target.parse(server.url + "/base/v1", key="sk-1"))
         exchange = Exchange(Limits(10**10, 10**10, 10**10), now_ns())
         call = call_to(server.url + "/base/v1", key="sk-1", seq=3)
-        connection.exchange(exchange, call, "00000000000000ff")
+        connection.exchange(exchange, call)
         connection.close()
         head, _, body = server.peers[0].requests[0].partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
@@ -51,7 +51,7 @@ def test_the_request_is_what_the_server_reads():
     assert fields["authorization"] == "Bearer sk-1"
     assert fields["accept-encoding"] == "identity"
     assert fields["x-request-id"] == "r-3"
-    assert fields["traceparent"] == f"00-{call.trace_id}-00000000000000ff-01"
+    assert fields["traceparent"] == f"00-{call.trace_id}-{call.span_id}-01"
     assert fields["content-length"] == str(len(body))
     assert body == call.body
     assert exchange.bytes_out == len(head) + 4 + len(body)
