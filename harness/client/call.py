@@ -29,8 +29,8 @@ def random_ids(digits: int) -> Iterator[str]:
     return chain.from_iterable(os.urandom(128 * size).hex(" ", size).split() for _ in repeat(None))
 
 
-_trace_ids = random_ids(32)
-_span_ids = random_ids(16)
+_TRACE_DIGITS, _SPAN_DIGITS = 32, 16
+_ids = random_ids(_TRACE_DIGITS + _SPAN_DIGITS)
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
@@ -50,9 +50,9 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
     def again(self) -> Call:
         """The next attempt of the same request."""
-        span_id = next(_span_ids)
+        span_id = next(_ids)[_TRACE_DIGITS:]
         before, after, rest = self.http1.partition(b"-01\r\n\r\n")
-        http1 = b"".join((before[: -len(span_id)], span_id.encode(), after, rest))
+        http1 = b"".join((before[:-_SPAN_DIGITS], span_id.encode(), after, rest))
         return msgspec.structs.replace(self, span_id=span_id, http1=http1)
 
     def fields(self) -> list[tuple[str, str]]:
@@ -76,7 +76,8 @@ def prepare(request: Request, target: Target) -> Call:
         ConfigError: the request's dialect is unknown.
     """
     dialect, streams, head = _sort(target, request.dialect, request.stream)
-    trace_id, span_id = next(_trace_ids), next(_span_ids)
+    ids = next(_ids)
+    trace_id, span_id = ids[:_TRACE_DIGITS], ids[_TRACE_DIGITS:]
     body = dialect.encode(request)
     trace = f"00-{trace_id}-{span_id}-01"
     head = f"{head}{len(body)}\r\nx-request-id: {request.id}\r\ntraceparent: {trace}\r\n\r\n"

@@ -144,8 +144,8 @@ class Exchange:
         if self.ended_ns is not None:
             return
         self.ended_ns = stamp_ns
-        self.outcome = outcome
-        self.error = error
+        if outcome is not None:
+            self.outcome, self.error = outcome, error
         self._wake()
 
     def crash(self, bug: BaseException) -> None:
