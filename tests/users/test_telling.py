@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import textwrap
 from typing import Any
+
+import apart
 
 SETUP = """
     import json
@@ -54,13 +52,8 @@ SETUP = """
 
 
 def said_by(*scripts: str) -> Any:
-    """What scripts print as JSON, one after the other; a failing one fails the test."""
-    command = [sys.executable, "-c", "".join(map(textwrap.dedent, (SETUP, *scripts)))]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env={"PYTHONPATH": "tests"}
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """What scripts print after the set-up."""
+    return apart.said_by(SETUP, *scripts)
 
 
 def test_locusts_statistics_are_those_of_its_event_fired_for_each_record() -> None:

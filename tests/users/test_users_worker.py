@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import textwrap
 from typing import Any
+
+import apart
 
 SETUP = """
     import json, tempfile, gevent
@@ -53,13 +51,8 @@ CLOSED = {"arrivals": {"process": "closed", "users": 3}, "count": 50}
 
 
 def said_by(*scripts: str) -> Any:
-    """What scripts print as JSON, one after the other; a failing one fails the test."""
-    command = [sys.executable, "-c", "".join(map(textwrap.dedent, (SETUP, *scripts)))]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env={"PYTHONPATH": "tests"}
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """What scripts print after the set-up."""
+    return apart.said_by(SETUP, *scripts)
 
 
 def test_a_closed_loop_sends_each_of_its_arrivals_once_and_in_order() -> None:
