@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import gevent
 import pytest
+from msgspec.structs import astuple, replace
 
 from harness.client import target
 from harness.client.call import Call, prepare
@@ -38,15 +39,8 @@ class Faulty(Call, frozen=True):
 
     fault: str = ""
 
-    def http1(self, span_id: str) -> bytes:
-        if not self.fault:
-            return super().http1(span_id)
-        line, _, rest = super().http1(span_id).partition(b"\r\n")
-        return b"%b\r\nx-mock-fault: %b\r\n%b" % (line, self.fault.encode(), rest)
-
-    def fields(self, span_id: str) -> list[tuple[str, str]]:
-        asked = [("x-mock-fault", self.fault)] if self.fault else []
-        return [*super().fields(span_id), *asked]
+    def fields(self) -> list[tuple[str, str]]:
+        return [*super().fields(), *([("x-mock-fault", self.fault)] if self.fault else [])]
 
 
 class Seen(NamedTuple):
@@ -111,7 +105,10 @@ class Client:
             tags={},
         )
         plain = prepare(request, self.line.target)
-        return Faulty(*(getattr(plain, name) for name in Call.__struct_fields__), fault=fault)
+        if fault:
+            line, _, rest = plain.http1.partition(b"\r\n")
+            plain = replace(plain, http1=b"%b\r\nx-mock-fault: %b\r\n%b" % (line, fault.encode(), rest))
+        return Faulty(*astuple(plain), fault=fault)
 
     def truth_of(self, request_id: str) -> dict:
         deadline_s = time.monotonic() + 5
