@@ -42,6 +42,7 @@ from harness.mock.front import Front
 from harness.mock.pacer import now_ns
 from harness.mock.script import Rule, ScriptClock
 from harness.mock.siblings import Siblings
+from harness.mock.wire import cut_off
 
 _NS = 1_000_000_000
 _BEHIND = "127.0.0.1"
@@ -357,13 +358,16 @@ class _Door:
         """Return once all connections are done; raises what ended a server.
 
         Args:
-            deadline_ns: until then clients behind a relay may read what is theirs.
+            deadline_ns: until then clients may read what is theirs, and take their leave.
         """
         serving = asyncio.gather(*self._serving)
-        if self._front is not None:
-            await asyncio.wait([serving], timeout=max(_GOODBYE_S, (deadline_ns - now_ns()) / _NS))
-            if not serving.done():
+        await asyncio.wait([serving], timeout=max(_GOODBYE_S, (deadline_ns - now_ns()) / _NS))
+        if not serving.done():
+            # The library waits for all that are connected, and HTTP/2 clients may stay for ever.
+            if self._front is not None:
                 self._front.cut_off()
+            else:
+                cut_off(self._port)
         await serving
         while self._front is not None and self._front.relaying and now_ns() < deadline_ns:
             await asyncio.sleep(0.01)

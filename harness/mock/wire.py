@@ -14,6 +14,7 @@ import socket
 import stat
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,16 @@ def break_connection(client: str, *, reset: bool) -> bool:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
         found.shutdown(socket.SHUT_RD)
     return True
+
+
+def cut_off(port: int) -> None:
+    """End every client's connection to a port of this process, though it may be idle."""
+    for path in Path("/dev/fd").iterdir():
+        found = _socket(int(path.name))
+        if found is not None:
+            with found, suppress(OSError):  # not connected: it listens, or has ended by itself
+                if found.getsockname()[1] == port and found.getpeername():
+                    found.shutdown(socket.SHUT_RDWR)
 
 
 def _disconnect(descriptor: int) -> None:

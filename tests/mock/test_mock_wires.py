@@ -321,6 +321,16 @@ def wait_until_listening(mock: MockServer, *, whether: bool) -> None:
                 return
 
 
+@pytest.mark.parametrize("wire", WIRES)
+def test_a_client_that_stays_keeps_no_mock_from_ending(wire: str):
+    """It is at rest while this process waits, and does not even read the goodbye."""
+    tls = ["--certificate", "self-signed"] if "TLS" in wire else []
+    with mock_with("--drain", "0.2", *tls) as (mock, certificate):
+        client = Client(mock, wire, certificate)
+        assert client.ask("split").record.outcome == Outcome.OK
+    client.line.close()
+
+
 @pytest.mark.parametrize("wire", ["http/1.1 in TLS", "h2 in TLS"])
 def test_an_expired_certificate_is_a_connect_error(wire: str):
     with mock_with("--certificate", "expired") as (mock, certificate):
