@@ -273,9 +273,9 @@ def rate_of(truth: Sequence[Mapping[str, Any]], usage: Usage) -> Rate:
     return Rate(count / (high_ns - low_ns) * 1e9, usage.between(low_ns, high_ns) / count * 1e6)
 
 
-def harness_rate(url: str, size: Size, folder: Path) -> Rate:
+def harness_rate(url: str, size: Size, folder: Path, locustfile: Path) -> Rate:
     """Our rate, every request of which must have its record."""
-    records, usage = run_harness("completion.py", completions(size.run_s), url, folder)
+    records, usage = run_harness(str(locustfile), completions(size.run_s), url, folder)
     truth = truth_of(url)
     if len(truth) != len(records) or set(records["outcome"].to_pylist()) != {"ok"}:
         sys.exit(f"the server received {len(truth)} requests, the log holds {len(records)} records")
@@ -293,24 +293,34 @@ def fasthttp_rate(url: str, size: Size, folder: Path) -> Rate:
 
 
 def measure_rate(size: Size, root: Path) -> list[Row]:
-    """Ours and the bare loop's, in turn."""
+    """Ours, ours with a listener of Locust's `request` event, and the bare loop's, in turn."""
 
-    def pair(number: int) -> tuple[Rate, Rate]:
-        say(f"requests in one piece, pair {number + 1}")
-        ours = harness_rate(url, size, root / f"rate-ours-{number}")
-        return ours, fasthttp_rate(url, size, root / f"rate-bare-{number}")
+    def three(number: int) -> tuple[Rate, Rate, Rate]:
+        say(f"requests in one piece, turn {number + 1}")
+        return (
+            harness_rate(url, size, root / f"rate-ours-{number}", LOCUSTFILES / "completion.py"),
+            harness_rate(url, size, root / f"rate-heard-{number}", BASELINES / "heard_completions.py"),
+            fasthttp_rate(url, size, root / f"rate-bare-{number}"),
+        )
 
     with reference_server("--spin") as url:
-        pairs, kept = repeat(pair, lambda pair: all(each.core >= OWN_CORE for each in pair), size.pairs)
-    ratios = [ours.per_s / bare.per_s for ours, bare in pairs]
-    return [
-        Row("harness, requests/s", spread([ours.per_s for ours, _ in pairs], ",.0f")),
-        Row("FastHttpUser, requests/s", spread([bare.per_s for _, bare in pairs], ",.0f")),
-        Row("harness, CPU µs/request", spread([ours.cpu_us for ours, _ in pairs], ".0f")),
-        Row("FastHttpUser, CPU µs/request", spread([bare.cpu_us for _, bare in pairs], ".0f")),
-        Row("requests/s, harness : FastHttpUser", spread(ratios, ".2f"), ">= 4", median(ratios) >= 4),
-        Row("pairs undisturbed : disturbed", kept),
+        turns, kept = repeat(three, lambda turn: all(each.core >= OWN_CORE for each in turn), size.pairs)
+    names, sides = ("harness", "harness, event fired", "FastHttpUser"), list(zip(*turns, strict=True))
+    rows = [
+        *[
+            Row(f"{name}, requests/s", spread([each.per_s for each in side], ",.0f"))
+            for name, side in zip(names, sides, strict=True)
+        ],
+        *[
+            Row(f"{name}, CPU µs/request", spread([each.cpu_us for each in side], ".0f"))
+            for name, side in zip(names, sides, strict=True)
+        ],
     ]
+    for name, side in zip(names[:2], sides[:2], strict=True):
+        ratios = [ours.per_s / bare.per_s for ours, bare in zip(side, sides[2], strict=True)]
+        what = f"requests/s, {name} : FastHttpUser"
+        rows.append(Row(what, spread(ratios, ".2f"), ">= 4", median(ratios) >= 4))
+    return [*rows, Row("turns undisturbed : disturbed", kept)]
 
 
 # -- (2) streams ----------------------------------------------------------------------------------------
