@@ -1,7 +1,7 @@
 """Locust is told of records, some at a time.
 
-    records ─► Teller ─► Audience ─┬► its statistics, by blocks, where nobody else listens
-                                   └► its `request` event, fired for each record
+    records ─► Teller ─► Audience ─┬► its statistics, by blocks
+                                   └► its `request` event, fired for each record to all who listen else
 
 Locust's own listener takes longer for a record than any other part of a request does. Its statistics
 can also be extended by an entry that sums up many requests: it is how a master takes in its workers.
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gevent
 from gevent.event import Event
 from locust import stats
 from locust.env import Environment
+from locust.event import EventHook
 from locust.exception import InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately, StopUser
 
 from harness.record import Outcome, Record
@@ -84,8 +84,8 @@ class Teller:
 class Audience:
     """Who listens to an environment's `request` event: Locust's statistics, and anybody else.
 
-    Where only Locust's own listener is found, the statistics are extended as it would have done, but by
-    blocks; else the event is fired for each record.
+    The statistics are extended as Locust's own listener would have done, but by blocks. Then the event is
+    fired for each record to all other listeners, if there are any.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -95,12 +95,45 @@ class Audience:
         """Tell of final records, in their order."""
         event: Any = self._environment.events.request
         listening: list[Any] = getattr(event, "_handlers", [])  # no other way to ask who listens
-        if len(listening) == 1 and getattr(listening[0], "__module__", "") == "locust.runners":
-            _count(self._environment.stats, records)
+        if not any(map(_is_locusts_own, listening)):
+            for record in records:
+                _fire(event, record)
             return
+        _count(self._environment.stats, records)
+        if len(listening) == 1:
+            return
+        known: list[Any] = []
         for record in records:
-            with suppress(*_STEERING):
-                event.fire(**_as_event(record))
+            if listening != known:  # anybody may come or go at any time
+                known = listening.copy()
+                others = _hook([each for each in known if not _is_locusts_own(each)])
+            _fire(others, record)
+
+
+def _hook(listeners: Iterable[Any]) -> EventHook:
+    hook = EventHook()  # type: ignore[no-untyped-call]
+    for each in listeners:
+        hook.add_listener(each)  # type: ignore[no-untyped-call]
+    return hook
+
+
+def _is_locusts_own(listener: Any) -> bool:
+    return getattr(listener, "__module__", "") == "locust.runners"
+
+
+def _fire(event: Any, record: Record) -> None:
+    """Tell of one record all who listen to an event."""
+    try:  # noqa: SIM105 - `suppress` takes as long as the rest
+        event.fire(
+            request_type=record.kind,
+            name=record.dialect,
+            response_time=_response_ms(record),
+            response_length=record.bytes_in,
+            exception=None if record.outcome == _OK else _fault(record),
+            context={"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
+        )
+    except _STEERING:
+        pass
 
 
 def _count(held: stats.RequestStats, records: Sequence[Record]) -> None:
@@ -148,18 +181,6 @@ def _sum(
         entry.min_response_time, entry.max_response_time = min(times_ms), max(times_ms)
         entry.response_times = Counter(map(stats.bucket_response_time, times_ms))
     return entry
-
-
-def _as_event(record: Record) -> dict[str, Any]:
-    """What the listeners of `request` are given."""
-    return {
-        "request_type": record.kind,
-        "name": record.dialect,
-        "response_time": _response_ms(record),
-        "response_length": record.bytes_in,
-        "exception": None if record.outcome == _OK else _fault(record),
-        "context": {"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
-    }
 
 
 def _fault(record: Record) -> RemoteFault:
