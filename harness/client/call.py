@@ -79,8 +79,9 @@ def prepare(request: Request, target: Target) -> Call:
     ids = next(_ids)
     trace_id, span_id = ids[:_TRACE_DIGITS], ids[_TRACE_DIGITS:]
     body = dialect.encode(request)
-    trace = f"00-{trace_id}-{span_id}-01"
-    head = f"{head}{len(body)}\r\nx-request-id: {request.id}\r\ntraceparent: {trace}\r\n\r\n"
+    head = (
+        f"{head}{len(body)}\r\nx-request-id: {request.id}\r\ntraceparent: 00-{trace_id}-{span_id}-01\r\n\r\n"
+    )
     return Call(request, dialect, target, streams, trace_id, span_id, body, head.encode() + body)
 
 

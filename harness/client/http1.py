@@ -88,15 +88,17 @@ class Connection:
 
         Remote faults are noted on the exchange. What is thrown into the greenlet passes through.
         """
-        if not self._connected(exchange):
+        transport = self._connected(exchange)
+        if transport is None:
             return
-        self._start(exchange, call.http1)
+        self._start(transport, exchange, call.http1)
         exchange.wait()
         if exchange.outcome is not None and self._was_stale(exchange):
             self.stale_retries += 1
             exchange.reopen()
-            if self._connected(exchange):
-                self._start(exchange, call.http1)
+            transport = self._connected(exchange)
+            if transport is not None:
+                self._start(transport, exchange, call.http1)
                 exchange.wait()
 
     def under_way(self) -> tuple[Exchange, ...]:
@@ -122,18 +124,19 @@ class Connection:
 
     # -- in the user's greenlet
 
-    def _connected(self, exchange: Exchange) -> bool:
+    def _connected(self, exchange: Exchange) -> Transport | None:
+        """The connection, a new one if there is none to be used; None if none came about."""
         transport = self._transport
         if transport is not None and transport.open:
             self._idle_ns = exchange.started_ns - self._ended_ns
             self._asked = not self._reused or self._idle_ns > _STEADY_NS
             if not self._asked or transport.alive():
                 self._reused = exchange.reused = True
-                return True
+                return transport
         bounds = exchange.limits
         left_ns = exchange.started_ns + bounds.total_ns - now_ns()
         try:
-            self._transport = connect(
+            self._transport = transport = connect(
                 self.target.host,
                 self.target.port,
                 self,
@@ -144,7 +147,7 @@ class Connection:
             )
         except UnreachableError as failure:
             exchange.finish(now_ns(), failure.outcome, failure.text)
-            return False
+            return None
         self._deadlines.forget(self)
         self._deadlines = deadlines(WALL.refresh)
         self._deadlines.watch(self)
@@ -152,11 +155,9 @@ class Connection:
         self._parser = HttpResponseParser(self)
         self._usual = None
         self._reused = False
-        return True
+        return transport
 
-    def _start(self, exchange: Exchange, payload: bytes) -> None:
-        transport = self._transport
-        assert transport is not None
+    def _start(self, transport: Transport, exchange: Exchange, payload: bytes) -> None:
         self._exchange = exchange
         self._complete = self._informational = False
         if exchange.check_ns < self._deadlines.first_ns:  # noqa: PLR1730 - a call of min, for each request

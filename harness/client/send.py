@@ -90,10 +90,9 @@ def send(  # noqa: PLR0917 - by keyword, six arguments cost a call more
     Raises:
         GreenletExit: the virtual user was killed; the record that says so is logged before.
     """
-    attempt = _Attempt(connection, call, due_ns, origin_ns, policy.limits)
     if policy.retries is not None:
-        return _with_retries(attempt, policy, policy.retries, log)
-    record = attempt.run(0, log)
+        return _send_with_retries(connection, call, due_ns, origin_ns, policy, policy.retries, log)
+    record = _attempt(connection, call, 0, due_ns, origin_ns, policy.limits, log)
     log(record)
     return record
 
@@ -127,79 +126,97 @@ def send_batch(
     return [greenlet.get() for greenlet in each]
 
 
-class _Attempt(msgspec.Struct, frozen=True, gc=False):
-    """What all attempts of one request have in common."""
-
-    connection: Wire
-    call: Call
-    due_ns: int | None
-    origin_ns: int
-    limits: Limits
-
-    def run(self, number: int, log: Log) -> Record:
-        """One attempt; a kill is logged here, as the request's last record, before it passes on."""
-        call = self.call if number == 0 else self.call.again()
-        answer = Answer(call)
-        exchange = Exchange(self.limits, now_ns(), answer if call.streams else None)
-        try:
-            self.connection.exchange(exchange, call)
-        except GreenletExit:
-            self.connection.drop(exchange)
-            exchange.finish(now_ns(), Outcome.TIMEOUT, "cut off: the run ended first")
-            log(self.record(call, exchange, answer, number))
-            raise
-        except BaseException:  # a bug, or a timeout of the caller's: leave no half-read connection behind
-            self.connection.drop(exchange)
-            raise
-        return self.record(call, exchange, answer, number)
-
-    def record(self, call: Call, exchange: Exchange, answer: Answer, number: int) -> Record:
-        """The exchange and its answer as one record."""
-        origin_ns, request = self.origin_ns, call.request
-        outcome, error = _judge(exchange, answer, call)
-        sent = exchange.bytes_out > 0
-        asked_s = None if exchange.status == 200 else retry_after_s(exchange.header(b"retry-after"))
-
-        # By position, in Record's order: by keyword, so many fields cost ten times as much.
-        return Record(
-            request.seq,
-            request.index,
-            number,  # attempt
-            True,  # final
-            request.id,
-            request.kind,
-            request.dialect,
-            request.model,
-            request.session,
-            request.turn,
-            call.trace_id if sent else "",
-            call.span_id if sent else "",
-            self.due_ns,
-            exchange.started_ns - origin_ns,
-            None if exchange.connected_ns is None else exchange.connected_ns - origin_ns,
-            None if exchange.sent_ns is None else exchange.sent_ns - origin_ns,
-            None if exchange.headers_ns is None else exchange.headers_ns - origin_ns,
-            None if answer.first_event_ns is None else answer.first_event_ns - origin_ns,
-            None if answer.first_token_ns is None else answer.first_token_ns - origin_ns,
-            None if answer.first_content_ns is None else answer.first_content_ns - origin_ns,
-            [stamp_ns - origin_ns for stamp_ns in answer.chunk_ns] if answer.chunk_ns else (),
-            None if exchange.ended_ns is None else exchange.ended_ns - origin_ns,
-            held_ns(exchange, answer if call.streams else None),
-            exchange.status,
-            outcome,
-            error,
-            answer.finish_reason,
-            _usage(answer, call) if outcome is _OK else answer.usage,
-            asked_s,  # retry_after_s
-            exchange.reused,
-            self.connection.wire,
-            exchange.bytes_in,
-            exchange.bytes_out,
-            request.tags,
-        )
+def _attempt(  # noqa: PLR0917 - as `send`
+    connection: Wire,
+    call: Call,
+    number: int,
+    due_ns: int | None,
+    origin_ns: int,
+    bounds: Limits,
+    log: Log,
+) -> Record:
+    """One attempt; a kill is logged here, as the request's last record, before it passes on."""
+    answer = Answer(call)
+    exchange = Exchange(bounds, now_ns(), answer if call.streams else None)
+    try:
+        connection.exchange(exchange, call)
+    except GreenletExit:
+        connection.drop(exchange)
+        exchange.finish(now_ns(), Outcome.TIMEOUT, "cut off: the run ended first")
+        log(_record(connection.wire, call, number, exchange, answer, due_ns, origin_ns))
+        raise
+    except BaseException:  # a bug, or a timeout of the caller's: leave no half-read connection behind
+        connection.drop(exchange)
+        raise
+    return _record(connection.wire, call, number, exchange, answer, due_ns, origin_ns)
 
 
-def _with_retries(attempt: _Attempt, policy: Policy, retries: Retries, log: Log) -> Record:
+def _record(  # noqa: PLR0917 - as `send`
+    wire: str,
+    call: Call,
+    number: int,
+    exchange: Exchange,
+    answer: Answer,
+    due_ns: int | None,
+    origin_ns: int,
+) -> Record:
+    """The exchange and its answer as one record."""
+    request = call.request
+    outcome, error = _judge(exchange, answer, call)
+    sent = exchange.bytes_out > 0
+    usage = answer.usage
+    if usage is None and call.streams and outcome is _OK:
+        usage = _estimate(answer, call)
+    asked_s = None if exchange.status == 200 else retry_after_s(exchange.header(b"retry-after"))
+
+    # By position, in Record's order: by keyword, so many fields cost ten times as much.
+    return Record(
+        request.seq,
+        request.index,
+        number,  # attempt
+        True,  # final
+        request.id,
+        request.kind,
+        request.dialect,
+        request.model,
+        request.session,
+        request.turn,
+        call.trace_id if sent else "",
+        call.span_id if sent else "",
+        due_ns,
+        exchange.started_ns - origin_ns,
+        None if exchange.connected_ns is None else exchange.connected_ns - origin_ns,
+        None if exchange.sent_ns is None else exchange.sent_ns - origin_ns,
+        None if exchange.headers_ns is None else exchange.headers_ns - origin_ns,
+        None if answer.first_event_ns is None else answer.first_event_ns - origin_ns,
+        None if answer.first_token_ns is None else answer.first_token_ns - origin_ns,
+        None if answer.first_content_ns is None else answer.first_content_ns - origin_ns,
+        [stamp_ns - origin_ns for stamp_ns in answer.chunk_ns] if answer.chunk_ns else (),
+        None if exchange.ended_ns is None else exchange.ended_ns - origin_ns,
+        held_ns(exchange, answer if call.streams else None),
+        exchange.status,
+        outcome,
+        error,
+        answer.finish_reason,
+        usage,
+        asked_s,  # retry_after_s
+        exchange.reused,
+        wire,
+        exchange.bytes_in,
+        exchange.bytes_out,
+        request.tags,
+    )
+
+
+def _send_with_retries(  # noqa: PLR0917 - as `send`
+    connection: Wire,
+    call: Call,
+    due_ns: int | None,
+    origin_ns: int,
+    policy: Policy,
+    retries: Retries,
+    log: Log,
+) -> Record:
     """Exponential backoff with full jitter; tenacity holds the policy.
 
     An attempt's record is logged when the next one starts, so that a kill while waiting can still
@@ -212,7 +229,8 @@ def _with_retries(attempt: _Attempt, policy: Policy, retries: Retries, log: Log)
         while held:
             log(held.pop())
         number = next(numbers)
-        record = attempt.run(number, log)
+        tried = call if number == 0 else call.again()
+        record = _attempt(connection, tried, number, due_ns, origin_ns, policy.limits, log)
         if number + 1 < retries.attempts and _retriable(record, retries):
             record = msgspec.structs.replace(record, final=False)
         held.append(record)
@@ -268,8 +286,6 @@ def _judge(exchange: Exchange, answer: Answer, call: Call) -> tuple[Outcome, str
     return exchange.outcome, exchange.error
 
 
-def _usage(answer: Answer, call: Call) -> Usage | None:
-    """The server's counts; else, for a stream, an estimate of one token a chunk."""
-    if answer.usage is not None or not call.streams:
-        return answer.usage
+def _estimate(answer: Answer, call: Call) -> Usage:
+    """Of a stream whose server did not count: one token a chunk."""
     return Usage(prompt=call.request.prompt_tokens, completion=len(answer.chunk_ns), source="estimate")

@@ -21,7 +21,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import gevent
@@ -294,7 +294,7 @@ class Worker:
             while turn is not None:
                 records = user.line.carry(turn.calls, turn.arrival.due_ns, self._origin_ns, self._log.append)
                 self._teller.add(records)
-                turn = self._next_turn(turn, records)
+                turn = None if turn.calls[0].request.turns == 1 else self._next_turn(turn, records)
         finally:
             user.busy = False
         self._finished += 1
@@ -360,8 +360,7 @@ class Worker:
         return True
 
     def _prepare(self, arrival: Arrival, requests: Iterable[Request]) -> _Work:
-        target = self._lines.target
-        return _Work(arrival, tuple([prepare(request, target) for request in requests]))
+        return _Work(arrival, tuple(map(prepare, requests, repeat(self._lines.target))))
 
     def _take_waiting(self, kind: Kind) -> _Work | None:
         """The longest-waiting arrival of this kind whose patience has not ended."""

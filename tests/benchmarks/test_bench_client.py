@@ -68,8 +68,8 @@ def started(monkeypatch):
 
     def start(call: Call) -> Exchange:
         exchange = Exchange(LIMITS, 1, Answer(call) if call.streams else None)
-        assert connection._connected(exchange)
-        connection._start(exchange, b"x")
+        transport = connection._connected(exchange)
+        connection._start(transport, exchange, b"x")
         return exchange
 
     start.on_bytes = connection.on_bytes

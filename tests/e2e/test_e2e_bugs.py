@@ -18,20 +18,20 @@ from harness.users.worker import Worker
 class Completion(CompletionUser): ...
 class Stream(StreamUser): ...
 class Batch(BatchUser): ...
-prepare, next_turn = Worker._prepare, Worker._next_turn
+prepare, carry = Worker._prepare, Worker._carry
 
 def broken_prepare(worker, arrival, requests):
     if arrival.seq == 31:
         raise LookupError("no such prompt")
     return prepare(worker, arrival, requests)
 
-def broken_turn(worker, work, records):
+def broken_carry(worker, user, work):
     if work.arrival.seq == 31:
         raise LookupError("no such prompt")
-    return next_turn(worker, work, records)
+    carry(worker, user, work)
 """
 IN_DISPATCHER = BROKEN + "\nWorker._prepare = broken_prepare\n"
-IN_USER = BROKEN + "\nWorker._next_turn = broken_turn\n"
+IN_USER = BROKEN + "\nWorker._carry = broken_carry\n"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
