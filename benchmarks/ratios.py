@@ -70,7 +70,7 @@ class Size:
     """Streams, and the pause between their chunks in milliseconds."""
 
 
-FULL = Size(9, 5, runs=3, streams=500, chunks=128, imports=5, many=((1000, 20), (2000, 40)))
+FULL = Size(15, 5, runs=3, streams=500, chunks=128, imports=5, many=((1000, 20), (2000, 40)))
 QUICK = Size(1, 2, runs=1, streams=100, chunks=64, imports=3, many=((200, 20), (400, 40)))
 
 

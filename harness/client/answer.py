@@ -173,7 +173,6 @@ class Answer:
         except (msgspec.DecodeError, UnicodeDecodeError):
             self._fault(Outcome.MALFORMED, f"not the dialect's JSON but {_media_type(exchange)}")
             return
-        self.choices = delta.choices
         self._note(delta, "error body: ")
         if not delta.choices:
             self._fault(Outcome.MALFORMED, "no choices")

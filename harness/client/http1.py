@@ -88,18 +88,16 @@ class Connection:
 
         Remote faults are noted on the exchange. What is thrown into the greenlet passes through.
         """
-        transport = self._connected(exchange)
-        if transport is None:
-            return
-        self._start(transport, exchange, call.http1)
-        exchange.wait()
-        if exchange.outcome is not None and self._was_stale(exchange):
+        while True:
+            transport = self._connected(exchange)
+            if transport is None:
+                return
+            self._start(transport, exchange, call.http1)
+            exchange.wait()
+            if exchange.outcome is None or not self._was_stale(exchange):
+                return
             self.stale_retries += 1
             exchange.reopen()
-            transport = self._connected(exchange)
-            if transport is not None:
-                self._start(transport, exchange, call.http1)
-                exchange.wait()
 
     def under_way(self) -> tuple[Exchange, ...]:
         """The exchange that has begun and not ended, if any."""
@@ -108,7 +106,7 @@ class Connection:
     def give_up(self, exchange: Exchange, outcome: Outcome, text: str) -> None:
         """End the exchange: a deadline of its has passed."""
         if exchange is self._exchange:
-            self._end(now_ns(), outcome, text)
+            self._end(exchange, now_ns(), outcome, text)
 
     def drop(self, exchange: Exchange) -> None:  # noqa: ARG002  # as Mux.drop
         """Give up whatever is under way."""
@@ -192,7 +190,7 @@ class Connection:
             exchange.status, exchange.headers, exchange.headers_ns = 200, usual.headers, stamp_ns
             exchange.pieces.append(piece[len(usual.text) :])
             exchange.stamps.append(stamp_ns)
-            self._end(stamp_ns)
+            self._end(exchange, stamp_ns)
             return
         self._stamp_ns = stamp_ns
         exchange.bytes_in += len(piece)
@@ -204,15 +202,15 @@ class Connection:
             ):
                 raise
             if not self._complete:
-                self._end(stamp_ns, Outcome.MALFORMED, "not HTTP/1.1")
+                self._end(exchange, stamp_ns, Outcome.MALFORMED, "not HTTP/1.1")
                 return
             self._keep_alive = False
         if self._complete:
             if self._keep_alive and exchange.bytes_in == len(piece):
                 self._usual = _head_of(piece, exchange)
-            self._end(stamp_ns)
+            self._end(exchange, stamp_ns)
         elif exchange.headers_ns is None and exchange.bytes_in > MAX_HEAD_BYTES:
-            self._end(stamp_ns, Outcome.MALFORMED, "response head too long")
+            self._end(exchange, stamp_ns, Outcome.MALFORMED, "response head too long")
         elif exchange.bytes_in >= exchange.digest_at:
             exchange.digest()
 
@@ -227,11 +225,11 @@ class Connection:
             where = "in the response head"
         elif error is None and not _delimited(exchange):
             self._keep_alive = False
-            self._end(stamp_ns)
+            self._end(exchange, stamp_ns)
             return
         else:
             where = "in mid-answer"
-        self._end(stamp_ns, Outcome.CUT, f"connection {cause(error)} {where}")
+        self._end(exchange, stamp_ns, Outcome.CUT, f"connection {cause(error)} {where}")
 
     def on_drained(self) -> None:
         """A long request is with the kernel at last."""
@@ -245,13 +243,13 @@ class Connection:
         if exchange is not None:
             exchange.crash(bug)
 
-    def _end(self, stamp_ns: int, outcome: Outcome | None = None, error: str = "") -> None:
-        exchange, transport = self._exchange, self._transport
-        assert exchange is not None
-        assert transport is not None
+    def _end(
+        self, exchange: Exchange, stamp_ns: int, outcome: Outcome | None = None, error: str = ""
+    ) -> None:
+        transport = self._transport
         self._exchange = None
         self._ended_ns = stamp_ns
-        if outcome is not None or not self._keep_alive or not transport.drained:
+        if transport is not None and (outcome is not None or not self._keep_alive or not transport.drained):
             transport.close()
         exchange.finish(stamp_ns, outcome, error)
 

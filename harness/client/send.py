@@ -269,15 +269,17 @@ def _judge(exchange: Exchange, answer: Answer, call: Call) -> tuple[Outcome, str
 
     A status that is an error comes first, then what the wire saw, then what the answer said.
     """
-    promised = exchange.status is not None and exchange.status < 300
-    if promised and call.streams:
-        exchange.digest()
-        answer.end(exchange)
-    elif promised and exchange.outcome is None:
-        answer.read_body(exchange, call.dialect.decode_body)
-    fault = None if exchange.status == 200 else status_fault(exchange)
-    if fault is not None:
-        return fault
+    status = exchange.status
+    if status is not None and status < 300:
+        if call.streams:
+            exchange.digest()
+            answer.end(exchange)
+        elif exchange.outcome is None:
+            answer.read_body(exchange, call.dialect.decode_body)
+    if status != 200:
+        fault = status_fault(exchange)
+        if fault is not None:
+            return fault
     if exchange.outcome is None:
         return (_OK, "") if answer.outcome is None else (answer.outcome, answer.error)
     # An error the server named before it hung up says more than the hanging up.

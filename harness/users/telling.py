@@ -62,8 +62,9 @@ class Teller:
 
     def add(self, records: Sequence[Record]) -> None:
         """Have final records told."""
-        self._untold += records
-        if len(self._untold) >= _TELL_AT:
+        untold = self._untold
+        untold += records
+        if len(untold) >= _TELL_AT:
             self._came.set()
 
     def stop(self) -> None:

@@ -136,13 +136,10 @@ def body_of(request: Request, name: str, asked: Any, *, stream: bool) -> dict[st
 
     The parameters are given as they stand, but for `stream`.
     """
-    fields = {
-        name: asked,
-        "model": request.model,
-        "max_tokens": request.max_tokens,
-        **request.parameters,
-        "stream": stream,
-    }
+    fields = {name: asked, "model": request.model, "max_tokens": request.max_tokens}
+    if request.parameters:
+        fields.update(request.parameters)
+    fields["stream"] = stream
     if stream:
         fields["stream_options"] = {"include_usage": True}
     return fields
