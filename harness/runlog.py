@@ -98,7 +98,11 @@ _NO_USAGE = (None,) * len(_USAGE)
 def to_batch(records: Sequence[Record]) -> pa.RecordBatch:
     """Turn records into one Arrow batch of `SCHEMA`: about 1.5 µs a record, off the socket path."""
     astuple = msgspec.structs.astuple
-    columns = dict(zip(_FIELDS, zip(*map(astuple, records), strict=True), strict=True))
+    flat: list[Any] = []
+    for record in records:
+        flat += astuple(record)
+    # Sliced, as lists: of a tuple, Arrow makes a column in twice the time.
+    columns = {name: flat[place :: len(_FIELDS)] for place, name in enumerate(_FIELDS)}
     arrays = {name: _array(name, columns[name]) for name in _PLAIN}
     same = columns["session"] == columns["request_id"]  # as where no session has a second turn
     arrays["session"] = arrays["request_id"] if same else _array("session", columns["session"])
