@@ -130,7 +130,7 @@ def _fire(event: Any, record: Record) -> None:
             name=record.dialect,
             response_time=_response_ms(record),
             response_length=record.bytes_in,
-            exception=None if record.outcome == _OK else _fault(record),
+            exception=None if record.outcome is _OK else _fault(record),
             context={"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
         )
     except _STEERING:
@@ -148,7 +148,7 @@ def _count(held: stats.RequestStats, records: Sequence[Record]) -> None:
         _extend(held.total, summed, moment_s)
         _extend(held.get(name, method), summed, moment_s)
     for record in records:
-        if record.outcome != _OK:
+        if record.outcome is not _OK:
             held.log_error(record.kind, record.dialect, _fault(record))
 
 
