@@ -92,7 +92,13 @@ class Connection:
             transport = self._connected(exchange)
             if transport is None:
                 return
-            self._start(transport, exchange, call.http1)
+            self._exchange = exchange
+            self._complete = self._informational = False
+            if exchange.check_ns < self._deadlines.first_ns:  # noqa: PLR1730 - a call of min, for each request
+                self._deadlines.first_ns = exchange.check_ns
+            exchange.bytes_out += len(call.http1)
+            if transport.write(call.http1):
+                exchange.sent_ns = transport.floor_ns = now_ns()
             exchange.wait()
             if exchange.outcome is None or not self._was_stale(exchange):
                 return
@@ -154,15 +160,6 @@ class Connection:
         self._usual = None
         self._reused = False
         return transport
-
-    def _start(self, transport: Transport, exchange: Exchange, payload: bytes) -> None:
-        self._exchange = exchange
-        self._complete = self._informational = False
-        if exchange.check_ns < self._deadlines.first_ns:  # noqa: PLR1730 - a call of min, for each request
-            self._deadlines.first_ns = exchange.check_ns
-        exchange.bytes_out += len(payload)
-        if transport.write(payload):
-            exchange.sent_ns = transport.floor_ns = now_ns()
 
     def _was_stale(self, exchange: Exchange) -> bool:
         if not exchange.reused or exchange.outcome is not Outcome.CUT or exchange.bytes_in:

@@ -189,21 +189,8 @@ class Transport:
         Returns:
             True if all is with the kernel; else `on_drained` will be called, unless the connection is broken.
         """
-        return self._write_raw(payload if self._tls is None else self._tls.seal(payload))
-
-    def close(self) -> None:
-        """Let go of the socket; nothing more is called."""
-        if not self.open:
-            return
-        self.open = False
-        self._reader.stop()
-        self._reader.close()
-        if self._writer is not None:
-            self._writer.stop()
-            self._writer.close()
-        self._sock.close()
-
-    def _write_raw(self, payload: bytes) -> bool:
+        if self._tls is not None:
+            payload = self._tls.seal(payload)
         if not self.drained:
             self._unsent += payload
             return False
@@ -223,6 +210,18 @@ class Transport:
             self._writer = get_hub().loop.io(self._sock.fileno(), _WRITE)
         self._writer.start(self._on_writable)
         return False
+
+    def close(self) -> None:
+        """Let go of the socket; nothing more is called."""
+        if not self.open:
+            return
+        self.open = False
+        self._reader.stop()
+        self._reader.close()
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer.close()
+        self._sock.close()
 
     def _on_writable(self) -> None:
         try:
@@ -287,9 +286,8 @@ class Transport:
             except ssl.SSLError as error:
                 self._ended(error)
                 return
-            reply = self._tls.outgoing()
-            if reply:
-                self._write_raw(reply)
+            if self._tls.pending:
+                self.write(b"")
             if piece is None:
                 return
             if not piece:
@@ -352,8 +350,15 @@ class _Tls:
     def take_end(self) -> None:
         self._in.write_eof()
 
+    @property
+    def pending(self) -> int:
+        """Bytes that TLS itself has to say: answers to the peer's messages."""
+        return self._out.pending
+
     def seal(self, plaintext: bytes) -> bytes:
-        self._session.write(plaintext)
+        """Ciphertext of a piece, which may be empty, after what is pending."""
+        if plaintext:
+            self._session.write(plaintext)
         return self._out.read()
 
     def unseal(self) -> bytes | None:

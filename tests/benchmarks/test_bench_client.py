@@ -65,11 +65,11 @@ def started(monkeypatch):
     """A connection with a request under way: call it for the exchange; feed `on_bytes`."""
     connection = Connection(TARGET)
     monkeypatch.setattr("harness.client.http1.connect", lambda *_, **__: _OpenTransport())
+    monkeypatch.setattr(Exchange, "wait", lambda _: None)
 
     def start(call: Call) -> Exchange:
         exchange = Exchange(LIMITS, 1, Answer(call) if call.streams else None)
-        transport = connection._connected(exchange)
-        connection._start(transport, exchange, b"x")
+        connection.exchange(exchange, call)
         return exchange
 
     start.on_bytes = connection.on_bytes
