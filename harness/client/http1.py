@@ -89,7 +89,7 @@ class Connection:
         Remote faults are noted on the exchange. What is thrown into the greenlet passes through.
         """
         while True:
-            transport = self._connected(exchange)
+            transport = self._usable(exchange)
             if transport is None:
                 return
             self._exchange = exchange
@@ -128,8 +128,8 @@ class Connection:
 
     # -- in the user's greenlet
 
-    def _connected(self, exchange: Exchange) -> Transport | None:
-        """The connection, a new one if there is none to be used; None if none came about."""
+    def _usable(self, exchange: Exchange) -> Transport | None:
+        """The open connection, or a new one; None if none came about."""
         transport = self._transport
         if transport is not None and transport.open:
             self._idle_ns = exchange.started_ns - self._ended_ns

@@ -229,8 +229,8 @@ def _send_with_retries(  # noqa: PLR0917 - as `send`
         while held:
             log(held.pop())
         number = next(numbers)
-        tried = call if number == 0 else call.again()
-        record = _attempt(connection, tried, number, due_ns, origin_ns, policy.limits, log)
+        this_call = call if number == 0 else call.again()
+        record = _attempt(connection, this_call, number, due_ns, origin_ns, policy.limits, log)
         if number + 1 < retries.attempts and _retriable(record, retries):
             record = msgspec.structs.replace(record, final=False)
         held.append(record)

@@ -287,7 +287,7 @@ class Transport:
                 self._ended(error)
                 return
             if self._tls.pending:
-                self.write(b"")
+                self.write(b"")  # nothing of ours, but what TLS has to say
             if piece is None:
                 return
             if not piece:
@@ -356,7 +356,7 @@ class _Tls:
         return self._out.pending
 
     def seal(self, plaintext: bytes) -> bytes:
-        """Ciphertext of a piece, which may be empty, after what is pending."""
+        """What is pending, and after it the piece, if it is one, as ciphertext."""
         if plaintext:
             self._session.write(plaintext)
         return self._out.read()

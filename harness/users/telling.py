@@ -1,7 +1,7 @@
 """Locust is told of records, some at a time.
 
     records ─► Teller ─► Audience ─┬► its statistics, by blocks
-                                   └► its `request` event, fired for each record to all who listen else
+                                   └► its `request` event, fired for each record to everybody else who listens
 
 Locust's own listener takes longer for a record than any other part of a request does. Its statistics
 can also be extended by an entry that sums up many requests: it is how a master takes in its workers.
@@ -19,20 +19,20 @@ from gevent.event import Event
 from locust import stats
 from locust.env import Environment
 from locust.event import EventHook
-from locust.exception import InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately, StopUser
+from locust.exception import InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately, StopTest, StopUser
 
 from harness.record import Outcome, Record
 
 _OK = Outcome.OK  # looking up a member costs more than a call in Python 3.11
 
 _TELL_AT = 64
-"""When as many records wait, they are told in one go: in the time that takes, some 50 µs where only Locust
-listens, no socket is read."""
+"""Records are told so many at a time: in the time that takes, some 40 µs where only Locust listens, no socket
+is read. No listener finds more of them in the statistics that it has not heard of."""
 _TELL_EVERY_S = 0.05
 _TELL_S = 10.0
 """How long the end of a run waits for listeners."""
 
-_STEERING = (StopUser, RescheduleTask, RescheduleTaskImmediately, InterruptTaskSet)
+_STEERING = (StopUser, StopTest, RescheduleTask, RescheduleTaskImmediately, InterruptTaskSet)
 """What a listener may raise to steer the user in which it runs; here it runs in none."""
 
 
@@ -78,7 +78,8 @@ class Teller:
             self._came.wait(_TELL_EVERY_S)
             self._came.clear()
             while self._untold:
-                block, self._untold = self._untold, []
+                block = self._untold[:_TELL_AT]
+                del self._untold[:_TELL_AT]
                 self._tell(block)
 
 
@@ -86,7 +87,7 @@ class Audience:
     """Who listens to an environment's `request` event: Locust's statistics, and anybody else.
 
     The statistics are extended as Locust's own listener would have done, but by blocks. Then the event is
-    fired for each record to all other listeners, if there are any.
+    fired for each record to everybody else who listens.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -130,7 +131,7 @@ def _fire(event: Any, record: Record) -> None:
             name=record.dialect,
             response_time=_response_ms(record),
             response_length=record.bytes_in,
-            exception=None if record.outcome is _OK else _fault(record),
+            exception=None if record.outcome == _OK else _fault(record),
             context={"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
         )
     except _STEERING:
@@ -148,7 +149,7 @@ def _count(held: stats.RequestStats, records: Sequence[Record]) -> None:
         _extend(held.total, summed, moment_s)
         _extend(held.get(name, method), summed, moment_s)
     for record in records:
-        if record.outcome is not _OK:
+        if record.outcome != _OK:
             held.log_error(record.kind, record.dialect, _fault(record))
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import socket as plain
 import ssl
 from datetime import UTC, datetime
 
+import gevent
 import pytest
 import trustme
+from gevent import socket
 from gevent import ssl as cooperative
 from scripted import CHAT_BODY, DONE, Peer, answers, attempt, chunked, event, http, serving
 
 from harness.client import target
 from harness.client.http1 import Connection
 from harness.client.http2 import Mux
-from harness.client.transport import STAMPS
+from harness.client.transport import STAMPS, Transport
 from harness.record import Outcome
 
 OK = http("200 OK", CHAT_BODY)
@@ -123,3 +126,56 @@ def test_a_server_without_http2_is_a_connect_error(authority):
         mux.close()
     assert record.outcome == Outcome.CONNECT_ERROR
     assert record.error.startswith("TLS: ")
+
+
+class Chatty:
+    """TLS that answers all that the peer says, as if it were a renewal of the keys; it encrypts nothing."""
+
+    def __init__(self) -> None:
+        self._out = b""
+
+    @property
+    def pending(self) -> int:
+        return len(self._out)
+
+    def take(self, ciphertext: bytes) -> None:
+        self._out += b"<" + ciphertext + b">"
+
+    def seal(self, plaintext: bytes) -> bytes:
+        out, self._out = self._out, b""
+        return out + plaintext
+
+    def unseal(self) -> None:
+        """No plaintext came."""
+
+
+class Drained:
+    def __init__(self) -> None:
+        self.times = 0
+
+    def on_bytes(self, *_: object) -> None:
+        raise AssertionError("nothing was said to us")
+
+    def on_drained(self) -> None:
+        self.times += 1
+
+
+def test_what_tls_itself_has_to_say_goes_out_unasked_and_after_what_was_written_before():
+    ours, theirs = plain.socketpair()
+    ours.setblocking(False)
+    with socket.socket(fileno=theirs.detach()) as peer:
+        listener = Drained()
+        transport = Transport(ours, Chatty(), listener, stamps="user")
+        peer.sendall(b"a")
+        assert peer.recv(9) == b"<a>"
+        body = bytes(4 << 20)
+        assert not transport.write(body)
+        peer.sendall(b"b")
+        gevent.idle()
+        received = b""
+        while len(received) < len(body) + 3:
+            received += peer.recv(1 << 20)
+        assert received == body + b"<b>"
+        gevent.idle()
+        assert listener.times == 1
+        transport.close()

@@ -13,25 +13,26 @@ pytestmark = pytest.mark.timeout(120)
 
 BROKEN = """
 from harness.users import BatchUser, CompletionUser, StreamUser
+from harness.users.telling import Teller
 from harness.users.worker import Worker
 
 class Completion(CompletionUser): ...
 class Stream(StreamUser): ...
 class Batch(BatchUser): ...
-prepare, carry = Worker._prepare, Worker._carry
+prepare, add = Worker._prepare, Teller.add
 
 def broken_prepare(worker, arrival, requests):
     if arrival.seq == 31:
         raise LookupError("no such prompt")
     return prepare(worker, arrival, requests)
 
-def broken_carry(worker, user, work):
-    if work.arrival.seq == 31:
+def broken_add(teller, records):
+    if records[0].seq == 31:
         raise LookupError("no such prompt")
-    carry(worker, user, work)
+    add(teller, records)
 """
 IN_DISPATCHER = BROKEN + "\nWorker._prepare = broken_prepare\n"
-IN_USER = BROKEN + "\nWorker._carry = broken_carry\n"
+IN_USER = BROKEN + "\nTeller.add = broken_add\n"
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -128,6 +128,51 @@ def test_a_listener_may_come_and_go_and_steer_the_user_that_it_takes_itself_for(
     assert counted == 6
 
 
+def test_a_listener_may_bring_another_and_fire_the_event_itself() -> None:
+    heard, counted = said_by("""
+        def newcomer(**event):
+            heard.append(["newcomer", event["name"]])
+
+        def busy(**event):
+            heard.append(["busy", event["name"]])
+            if event["name"] == "chat" and newcomer not in here.events.request._handlers:
+                here.events.request.add_listener(newcomer)
+                here.events.request.fire(request_type="GET", name="/", response_time=1, response_length=1)
+
+        heard, here = [], environment()
+        here.events.request.add_listener(busy)
+        Audience(here).tell(RECORDS[:2])
+        print(json.dumps([heard, here.stats.total.num_requests]))
+    """)
+    assert heard == [
+        ["busy", "chat"],
+        ["busy", "/"],
+        ["newcomer", "/"],
+        ["busy", "chat"],
+        ["newcomer", "chat"],
+    ]
+    assert counted == 3
+
+
+def test_no_listener_finds_more_than_a_block_in_the_statistics_that_it_has_not_heard_of() -> None:
+    ahead = said_by("""
+        heard, ahead, here = [], [], environment()
+
+        def compare(**event):
+            heard.append(event)
+            ahead.append(here.stats.total.num_requests - len(heard))
+
+        here.events.request.add_listener(compare)
+        teller = telling.Teller(Audience(here).tell, print)
+        for _ in range(10):
+            teller.add(RECORDS)
+        teller.stop()
+        print(json.dumps(ahead))
+    """)
+    assert len(ahead) == 460
+    assert max(ahead) == 63
+
+
 def test_what_ends_the_telling_is_told_at_once_and_delays_no_request() -> None:
     said = said_by("""
         import gevent
