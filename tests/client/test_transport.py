@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket as names
+
 import gevent
 import pytest
 from scripted import CHAT_BODY, Peer, answers, attempt, http, serving
@@ -139,3 +142,11 @@ def test_ready_sockets_are_read_before_anybody_is_woken():
     with serving(script) as server:
         gevent.joinall([gevent.spawn(user), gevent.spawn(user)], raise_error=True)
     assert order == ["read", "read", "woken", "woken"]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_one_socket_goes_on_asking_so_that_the_kernel_does_not_cease_to_stamp():
+    assert read_stamps() == STAMPS
+    assert transport._asking.cache_info().currsize == 1
+    with names.socket(fileno=os.dup(transport._asking())) as held:
+        assert held.getsockopt(names.SOL_SOCKET, transport._SO_TIMESTAMPNS) == 1
