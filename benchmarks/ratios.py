@@ -273,12 +273,14 @@ def rate_of(truth: Sequence[Mapping[str, Any]], usage: Usage) -> Rate:
     return Rate(count / (high_ns - low_ns) * 1e9, usage.between(low_ns, high_ns) / count * 1e6)
 
 
-def harness_rate(url: str, size: Size, folder: Path, locustfile: Path) -> Rate:
-    """Our rate, every request of which must have its record."""
+def harness_rate(url: str, size: Size, folder: Path, locustfile: Path, *, heard: bool = False) -> Rate:
+    """Our rate, every request of which must have its record; and its event, if the locustfile counts them."""
     records, usage = run_harness(str(locustfile), completions(size.run_s), url, folder)
     truth = truth_of(url)
     if len(truth) != len(records) or set(records["outcome"].to_pylist()) != {"ok"}:
         sys.exit(f"the server received {len(truth)} requests, the log holds {len(records)} records")
+    if heard and f"heard {len(records)}" not in (folder / "client.log").read_text().splitlines():
+        sys.exit(f"the event was not fired {len(records)} times, once a request: {folder / 'client.log'}")
     return rate_of(truth, usage)
 
 
@@ -299,7 +301,9 @@ def measure_rate(size: Size, root: Path) -> list[Row]:
         say(f"requests in one piece, turn {number + 1}")
         return (
             harness_rate(url, size, root / f"rate-ours-{number}", LOCUSTFILES / "completion.py"),
-            harness_rate(url, size, root / f"rate-heard-{number}", BASELINES / "heard_completions.py"),
+            harness_rate(
+                url, size, root / f"rate-heard-{number}", BASELINES / "heard_completions.py", heard=True
+            ),
             fasthttp_rate(url, size, root / f"rate-bare-{number}"),
         )
 

@@ -1,13 +1,24 @@
-"""The harness's completions with a listener of Locust's `request` event, for which it is fired each time."""
+"""The harness's completions with a listener of Locust's `request` event, which only counts what it hears."""
+
+from itertools import count
 
 from locust import events
 
 from harness.users import CompletionUser
 
+heard = count()
+
 
 @events.request.add_listener
 def hear(**_: object) -> None:
-    """Listen, and do nothing else."""
+    """Count, and do nothing else."""
+    next(heard)
+
+
+@events.quitting.add_listener
+def say(**_: object) -> None:
+    """For `ratios.py`, which finds it in the log."""
+    print(f"heard {next(heard)}")
 
 
 class Completion(CompletionUser):

@@ -244,9 +244,10 @@ class Connection:
         self, exchange: Exchange, stamp_ns: int, outcome: Outcome | None = None, error: str = ""
     ) -> None:
         transport = self._transport
+        assert transport is not None
         self._exchange = None
         self._ended_ns = stamp_ns
-        if transport is not None and (outcome is not None or not self._keep_alive or not transport.drained):
+        if outcome is not None or not self._keep_alive or not transport.drained:
             transport.close()
         exchange.finish(stamp_ns, outcome, error)
 

@@ -62,9 +62,8 @@ class Teller:
 
     def add(self, records: Sequence[Record]) -> None:
         """Have final records told."""
-        untold = self._untold
-        untold += records
-        if len(untold) >= _TELL_AT:
+        self._untold += records
+        if len(self._untold) >= _TELL_AT:
             self._came.set()
 
     def stop(self) -> None:
