@@ -13,11 +13,10 @@ whichever worker builds it, and whatever was built before.
 from __future__ import annotations
 
 import math
-from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple, TypeVar
@@ -176,11 +175,13 @@ def quantile(length: Length) -> Callable[[float], int]:
             return lambda u: min(high, max(low, round(math.exp(min(most, mu + sigma * z(u))))))
 
 
+def _fixed(length: Length) -> int:
+    """The tokens that need no drawing; 0 where they do."""
+    return length.tokens if isinstance(length, Fixed) else 0
+
+
 def _drawn(length: Length) -> Callable[[int], int]:
-    """32 bits -> tokens; a fixed length does not ask what they are."""
-    if isinstance(length, Fixed):
-        tokens = length.tokens
-        return lambda _: tokens
+    """32 bits -> tokens."""
     inverse = quantile(length)
     return lambda bits: inverse((bits + 0.5) * 2.0**-32)  # strictly between 0 and 1
 
@@ -216,17 +217,14 @@ def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | 
     kind, tags, own_model, stream = str(entry.kind), entry.tags, entry.model, entry.kind == "stream"
     dialect = entry.dialect or scenario.dialect
     parameters = _as_body(entry.parameters)
-    output_tokens = _drawn(entry.output)
-    draws = not (
-        isinstance(entry.output, Fixed)
-        and isinstance(entry.prompt, Synthetic)
-        and isinstance(entry.prompt.tokens, Fixed)
-    )
+    output, output_tokens = _fixed(entry.output), _drawn(entry.output)
+    draws = not (output and isinstance(entry.prompt, Synthetic) and _fixed(entry.prompt.tokens))
     turns, think_s = _turns(entry), float(entry.think_time_s)
     ask = _source(scenario.seed, position, entry.prompt, chat=dialect == "chat")
     key, name = mix64(mix64(scenario.seed) + 1), f"{scenario.seed:x}-"
 
-    def request(seq: int, index: int, model: str) -> Request:
+    def first(seq: int, model: str, index: int = 0) -> tuple[Request, ...]:
+        """One request; as a tuple, which most arrivals want."""
         # A bijection of (seq, index), whose index is below 1,024: see Traffic.size.
         bits = mix64(key + (seq << 10 | index) * _GAMMA)
         lengths = mix64(bits + 1) if draws else 0
@@ -238,7 +236,7 @@ def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | 
             max_tokens = max_tokens or stated.output_tokens
         request_id = f"{name}{seq}" if size == 1 else f"{name}{seq}-{index}"
         # By position, in Request's order: by keyword, so many fields take half the time of making one.
-        return Request(
+        request = Request(
             seq,
             index,
             request_id,
@@ -249,7 +247,7 @@ def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | 
             own_model or model,
             prompt,
             messages,
-            max_tokens or output_tokens(lengths >> 32),
+            max_tokens or output or output_tokens(lengths >> 32),
             stream,
             parameters,
             prompt_tokens,
@@ -257,6 +255,7 @@ def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | 
             turns if isinstance(turns, int) else turns(bits),
             think_s,
         )
+        return (request,)
 
     # The conversation begins with the prefix that the entry's prompts share; its later prompts do not.
     plain = replace(entry.prompt, shared_prefix_ratio=0.0) if isinstance(entry.prompt, Synthetic) else None
@@ -281,9 +280,10 @@ def _entry(scenario: Scenario, position: int, traced: Callable[[int], Lengths | 
             prompt_tokens=previous.prompt_tokens + reply_tokens + prompt_tokens,
         )
 
-    if size == 1:
-        return _Entry(lambda seq, model: (request(seq, 0, model),), next_turn)
-    return _Entry(lambda seq, model: tuple(request(seq, index, model) for index in range(size)), next_turn)
+    def batch(seq: int, model: str) -> tuple[Request, ...]:
+        return tuple(chain.from_iterable(first(seq, model, index) for index in range(size)))
+
+    return _Entry(first if size == 1 else batch, next_turn)
 
 
 def _turns(entry: Traffic) -> int | Callable[[int], int]:
@@ -339,7 +339,7 @@ class Corpus:
         drawn = [known[mix64(key + number * _GAMMA) & 1023] for number in range(length)]
         self.length = length
         self.text = " ".join(drawn)
-        self._starts = array("l", accumulate((len(word) + 1 for word in drawn), initial=0))
+        self._starts = list(accumulate((len(word) + 1 for word in drawn), initial=0))
 
     def slice(self, first: int, count: int) -> str:
         """`count` words from word number `first` on; at least one."""
@@ -358,7 +358,8 @@ def _corpus(seed: int) -> Corpus:
 
 def _synthetic(prompt: Synthetic, seed: int, position: int, *, chat: bool) -> _Source:
     corpus, known = _corpus(seed), words()
-    tokens_of, ratio = _drawn(prompt.tokens), prompt.shared_prefix_ratio
+    tokens, tokens_of = _fixed(prompt.tokens), _drawn(prompt.tokens)
+    ratio = prompt.shared_prefix_ratio
     first_shared = mix64(mix64(seed) + 2 + position) % corpus.length
     block_key = mix64(seed)
 
@@ -387,17 +388,23 @@ def _synthetic(prompt: Synthetic, seed: int, position: int, *, chat: bool) -> _S
         rest = count - BLOCK_TOKENS * len(numbers)
         return " ".join([*pieces, text(rest, bits)] if rest > 0 else pieces)
 
+    def partly_shared(count: int, bits: int) -> str:
+        """`count` words, the first of which all prompts of the entry begin with."""
+        shared = round(ratio * count)
+        if shared == 0:
+            return text(count, bits)
+        prefix = corpus.slice(first_shared, shared)
+        return prefix if shared == count else f"{prefix} {text(count - shared, bits)}"
+
+    own = partly_shared if ratio else text
+
     def ask(_: int, bits: int, length: int, stated: Lengths | None) -> _Asked:
-        count = (stated.prompt_tokens if stated else 0) or tokens_of(length)
-        shared = round(ratio * count) if ratio else 0
-        if stated and stated.blocks:
-            whole = blocks(stated.blocks, count, bits)
-        elif not shared:
-            whole = text(count, bits)
-        elif shared == count:
-            whole = corpus.slice(first_shared, count)
+        if stated is None:
+            count = tokens or tokens_of(length)
+            whole = own(count, bits)
         else:
-            whole = f"{corpus.slice(first_shared, shared)} {text(count - shared, bits)}"
+            count = stated.prompt_tokens or tokens_of(length)
+            whole = blocks(stated.blocks, count, bits) if stated.blocks else own(count, bits)
         if chat:
             return None, ({"role": "user", "content": whole},), count, None
         return whole, None, count, None
