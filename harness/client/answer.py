@@ -22,14 +22,16 @@ _START_BYTES = 8_192
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
-class Answer:
-    """What one attempt's answer said so far.
+Said = tuple[Outcome, str, str | None, Usage | None]
+"""What an answer said: how it ended, what was wrong if anything was; its finish reason; usage."""
 
-    For a stream it is the exchange's digester: it reads events as they gather, and lets them go.
-    """
+_OK = Outcome.OK  # looking up a member costs more than a call in Python 3.11
+
+
+class Stream:
+    """What a streamed answer said so far: its exchange's digester, which reads events and lets them go."""
 
     __slots__ = (
-        "_chunk_ns",
         "_decode",
         "_framer",
         "_inflate",
@@ -51,6 +53,8 @@ class Answer:
 
     def __init__(self, call: Call) -> None:
         self.choices = self.done = False
+        self.kept_alive = False
+        """Keep-alives came before the first event."""
         self.first_event_ns: int | None = None
         self.first_token_ns: int | None = None
         self.first_content_ns: int | None = None
@@ -58,20 +62,12 @@ class Answer:
         self.usage: Usage | None = None
         self.outcome: Outcome | None = None
         self.error = ""
-        self.chunk_ns: list[int] | tuple[int, ...] = ()
-        if call.streams:
-            self._expect_stream(call)
-
-    def _expect_stream(self, call: Call) -> None:
-        self.kept_alive = False
-        """Keep-alives came before the first event."""
+        self.chunk_ns: list[int] = []
         self._inflate: Callable[[bytes], bytes] | None = None
         self._start = b""
         """What came before the first event: an error may stand there in place of a stream."""
         self._usual: Pattern | None = None
         """How most pieces of this stream look."""
-        self._chunk_ns: list[int] = []
-        self.chunk_ns = self._chunk_ns
         self._decode = call.dialect.decode_event
         self._marked = call.dialect.framing == "sse"
         """The stream ends with a marker; a stream of lines, with a finish reason."""
@@ -80,12 +76,12 @@ class Answer:
     def read(self, exchange: Exchange) -> None:
         """Take in the pieces of a stream that have gathered."""
         if self._inflate is None:
-            self._inflate = self._inflater(exchange)
+            self._inflate = _inflater(exchange) or self._unreadable()
         inflate, plain = self._inflate, self._inflate is _as_is
         usual = self._usual if plain and self._framer.between else None
         for piece, stamp_ns in zip(exchange.pieces, exchange.stamps, strict=True):
             if usual is not None and usual.matches(piece):
-                self._chunk_ns.append(stamp_ns)
+                self.chunk_ns.append(stamp_ns)
                 continue
             try:
                 self._read_piece(piece if plain else inflate(piece), stamp_ns)
@@ -148,67 +144,82 @@ class Answer:
                 self._fault(Outcome.IN_BAND_ERROR, f"error event: {named}")
             return None
         if delta.content or delta.reasoning:
-            self._chunk_ns.append(stamp_ns)
+            self.chunk_ns.append(stamp_ns)
             if self.first_token_ns is None:
                 self.first_token_ns = stamp_ns
             if delta.content and self.first_content_ns is None:
                 self.first_content_ns = stamp_ns
-        self._note(delta, "error event: ")
-        if event.name == b"error" and delta.error is None:
-            self._fault(Outcome.IN_BAND_ERROR, "error event: unnamed")
-        return delta
-
-    def read_body(self, exchange: Exchange, decode: Callable[[bytes], Delta]) -> None:
-        """A whole body that came under a status that promises an answer."""
-        body = b"".join(exchange.pieces)
-        try:
-            if b"content-encoding" in exchange.headers:
-                body = self._inflater(exchange)(body)
-                if self.outcome is not None:
-                    return
-            delta = decode(body)
-        except zlib.error:
-            self._fault(Outcome.MALFORMED, "broken compression")
-            return
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            self._fault(Outcome.MALFORMED, f"not the dialect's JSON but {_media_type(exchange)}")
-            return
-        self._note(delta, "error body: ")
-        if not delta.choices:
-            self._fault(Outcome.MALFORMED, "no choices")
-
-    def _note(self, delta: Delta, prefix: str) -> None:
         if delta.choices:
             self.choices = True
         if delta.usage is not None:
             self.usage = delta.usage
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
-            if delta.finish_reason in FAILED_FINISHES:
-                self._fault(Outcome.IN_BAND_ERROR, f"finish reason {delta.finish_reason}")
-        if delta.error is not None:
-            self._fault(Outcome.IN_BAND_ERROR, prefix + delta.error)
+        outcome, error = _fault_of(delta, "error event: ")
+        if outcome is not None:
+            self._fault(outcome, error)
+        if event.name == b"error" and delta.error is None:
+            self._fault(Outcome.IN_BAND_ERROR, "error event: unnamed")
+        return delta
+
+    @property
+    def said(self) -> Said:
+        """What the record wants of it."""
+        return self.outcome or _OK, self.error, self.finish_reason, self.usage
+
+    def _unreadable(self) -> Callable[[bytes], bytes]:
+        self._fault(Outcome.MALFORMED, "unknown content-encoding")
+        return _as_is
 
     def _fault(self, outcome: Outcome, error: str) -> None:
         """The first fault names the outcome."""
         if self.outcome is None:
             self.outcome, self.error = outcome, error
 
-    def _inflater(self, exchange: Exchange) -> Callable[[bytes], bytes]:
-        """How to undo the content encoding, which we asked not to be used."""
-        value = exchange.headers.get(b"content-encoding")
-        if value is None:
-            return _as_is
-        encoding = value.strip().lower()
-        if encoding in {b"", b"identity"}:
-            return _as_is
-        if encoding in {b"gzip", b"x-gzip", b"deflate"}:
-            return zlib.decompressobj(_GZIP_OR_ZLIB).decompress
-        self._fault(Outcome.MALFORMED, "unknown content-encoding")
+
+def read_body(exchange: Exchange, decode: Callable[[bytes], Delta]) -> Said:
+    """A whole body that came under a status that promises an answer."""
+    body = b"".join(exchange.pieces)
+    try:
+        if b"content-encoding" in exchange.headers:
+            inflate = _inflater(exchange)
+            if inflate is None:
+                return Outcome.MALFORMED, "unknown content-encoding", None, None
+            body = inflate(body)
+        delta = decode(body)
+    except zlib.error:
+        return Outcome.MALFORMED, "broken compression", None, None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Outcome.MALFORMED, f"not the dialect's JSON but {_media_type(exchange)}", None, None
+    outcome, error = _fault_of(delta, "error body: ")
+    if outcome is None:
+        outcome, error = (_OK, "") if delta.choices else (Outcome.MALFORMED, "no choices")
+    return outcome, error, delta.finish_reason, delta.usage
+
+
+def _fault_of(delta: Delta, prefix: str) -> tuple[Outcome | None, str]:
+    """What one event, or a whole body, says against its answer."""
+    if delta.finish_reason in FAILED_FINISHES:
+        return Outcome.IN_BAND_ERROR, f"finish reason {delta.finish_reason}"
+    if delta.error is not None:
+        return Outcome.IN_BAND_ERROR, prefix + delta.error
+    return None, ""
+
+
+def _inflater(exchange: Exchange) -> Callable[[bytes], bytes] | None:
+    """How to undo the content encoding, which we asked not to be used; None if we can't."""
+    value = exchange.headers.get(b"content-encoding")
+    if value is None:
         return _as_is
+    encoding = value.strip().lower()
+    if encoding in {b"", b"identity"}:
+        return _as_is
+    if encoding in {b"gzip", b"x-gzip", b"deflate"}:
+        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress
+    return None
 
 
-def held_ns(exchange: Exchange, stream: Answer | None) -> int:
+def held_ns(exchange: Exchange, stream: Stream | None) -> int:
     """How long the server kept the client waiting by keep-alives: from the headers to the first event.
 
     Args:

@@ -185,8 +185,7 @@ class Connection:
         ):
             exchange.bytes_in = len(piece)
             exchange.status, exchange.headers, exchange.headers_ns = 200, usual.headers, stamp_ns
-            exchange.pieces.append(piece[len(usual.text) :])
-            exchange.stamps.append(stamp_ns)
+            exchange.pieces, exchange.stamps = [piece[len(usual.text) :]], [stamp_ns]
             self._end(exchange, stamp_ns)
             return
         self._stamp_ns = stamp_ns

@@ -12,7 +12,7 @@ import msgspec
 import tenacity
 from gevent import GreenletExit
 
-from harness.client.answer import Answer, held_ns, retry_after_s, status_fault
+from harness.client.answer import Said, Stream, held_ns, read_body, retry_after_s, status_fault
 from harness.client.call import Call, prepare
 from harness.client.exchange import Exchange, Limits, limits
 from harness.client.http2 import Mux
@@ -20,11 +20,12 @@ from harness.clock import now_ns
 from harness.record import Outcome, Record, Usage
 from harness.workload.scenario import Retries, Timeouts
 
-__all__ = ["Log", "Policy", "Wire", "policy", "prepare", "send", "send_batch"]
+__all__ = ["Log", "Policy", "Wire", "policy", "prepare", "send_batch", "sender"]
 
 Log = Callable[[Record], None]
 
 _OK = Outcome.OK  # looking up a member costs more than a call in Python 3.11
+_NOTHING: Said = (_OK, "", None, None)
 
 
 class Wire(Protocol):
@@ -66,35 +67,28 @@ def policy(
     return Policy(limits(timeouts), retries if retries.attempts > 1 else None, random, sleep)
 
 
-def send(  # noqa: PLR0917 - by keyword, six arguments cost a call more
-    connection: Wire,
-    call: Call,
-    due_ns: int | None,
-    origin_ns: int,
-    policy: Policy,
-    log: Log,
-) -> Record:
-    """Send a prepared request, again if the policy says so, and log one record an attempt.
+Send = Callable[[Wire, Call, int | None, int, Policy, Log], Record]
+"""Sends a prepared request, and logs one record an attempt.
 
-    Args:
-        connection: who carries it.
-        call: from `prepare`.
-        due_ns: when it was due, in nanoseconds since the origin; None in a closed loop.
-        origin_ns: the run's start on `clock.now_ns`; all stamps in records count from it.
-        policy: timeouts and retries.
-        log: given each attempt's record, in order.
+Args:
+    connection: who carries it.
+    call: from `prepare`.
+    due_ns: when it was due, in nanoseconds since the origin; None in a closed loop.
+    origin_ns: the run's start on `clock.now_ns`; all stamps in records count from it.
+    policy: timeouts and retries.
+    log: given each attempt's record, in order.
 
-    Returns:
-        The final attempt's record.
+Returns:
+    The final attempt's record.
 
-    Raises:
-        GreenletExit: the virtual user was killed; the record that says so is logged before.
-    """
-    if policy.retries is not None:
-        return _send_with_retries(connection, call, due_ns, origin_ns, policy, policy.retries, log)
-    record = _attempt(connection, call, 0, due_ns, origin_ns, policy.limits, log)
-    log(record)
-    return record
+Raises:
+    GreenletExit: the virtual user was killed; the record that says so is logged before.
+"""
+
+
+def sender(policy: Policy) -> Send:
+    """How to send under a policy: once, or again if it says so."""
+    return _send_once if policy.retries is None else _send_with_retries
 
 
 def send_batch(
@@ -114,10 +108,8 @@ def send_batch(
     Raises:
         GreenletExit: as `send`; every request under way has been logged.
     """
-    each = [
-        gevent.spawn(send, mux, call, due_ns=due_ns, origin_ns=origin_ns, policy=policy, log=log)
-        for call in calls
-    ]
+    send = sender(policy)
+    each = [gevent.spawn(send, mux, call, due_ns, origin_ns, policy, log) for call in calls]
     try:
         gevent.joinall(each)
     except BaseException:  # a kill: the requests must end, and be logged, before the batch does
@@ -126,47 +118,54 @@ def send_batch(
     return [greenlet.get() for greenlet in each]
 
 
-def _attempt(  # noqa: PLR0917 - as `send`
+def _send_once(  # noqa: PLR0917 - by keyword, so many arguments cost a call more
     connection: Wire,
     call: Call,
-    number: int,
     due_ns: int | None,
     origin_ns: int,
-    bounds: Limits,
+    policy: Policy,
     log: Log,
+    number: int = 0,
 ) -> Record:
-    """One attempt; a kill is logged here, as the request's last record, before it passes on."""
-    answer = Answer(call)
-    exchange = Exchange(bounds, now_ns(), answer if call.streams else None)
+    """One attempt."""
+    stream = Stream(call) if call.streams else None
+    exchange = Exchange(policy.limits, now_ns(), stream)
     try:
         connection.exchange(exchange, call)
     except GreenletExit:
         connection.drop(exchange)
         exchange.finish(now_ns(), Outcome.TIMEOUT, "cut off: the run ended first")
-        log(_record(connection.wire, call, number, exchange, answer, due_ns, origin_ns))
+        log(_record(connection.wire, call, number, exchange, stream, due_ns, origin_ns))
         raise
     except BaseException:  # a bug, or a timeout of the caller's: leave no half-read connection behind
         connection.drop(exchange)
         raise
-    return _record(connection.wire, call, number, exchange, answer, due_ns, origin_ns)
+    record = _record(connection.wire, call, number, exchange, stream, due_ns, origin_ns)
+    log(record)
+    return record
 
 
-def _record(  # noqa: PLR0917 - as `send`
+def _record(  # noqa: PLR0917 - as `_send_once`
     wire: str,
     call: Call,
     number: int,
     exchange: Exchange,
-    answer: Answer,
+    stream: Stream | None,
     due_ns: int | None,
     origin_ns: int,
 ) -> Record:
     """The exchange and its answer as one record."""
     request = call.request
-    outcome, error = _judge(exchange, answer, call)
+    outcome, error, finish_reason, usage = _judge(exchange, stream, call)
+    first_event_ns = first_token_ns = first_content_ns = None
+    chunk_ns: Sequence[int] = ()
+    if stream is not None:
+        if usage is None and outcome is _OK:
+            usage = _estimate(stream, call)
+        first_event_ns, first_token_ns = stream.first_event_ns, stream.first_token_ns
+        first_content_ns = stream.first_content_ns
+        chunk_ns = [stamp_ns - origin_ns for stamp_ns in stream.chunk_ns]
     sent = exchange.bytes_out > 0
-    usage = answer.usage
-    if usage is None and call.streams and outcome is _OK:
-        usage = _estimate(answer, call)
     asked_s = None if exchange.status == 200 else retry_after_s(exchange.header(b"retry-after"))
 
     # By position, in Record's order: by keyword, so many fields cost ten times as much.
@@ -188,16 +187,16 @@ def _record(  # noqa: PLR0917 - as `send`
         None if exchange.connected_ns is None else exchange.connected_ns - origin_ns,
         None if exchange.sent_ns is None else exchange.sent_ns - origin_ns,
         None if exchange.headers_ns is None else exchange.headers_ns - origin_ns,
-        None if answer.first_event_ns is None else answer.first_event_ns - origin_ns,
-        None if answer.first_token_ns is None else answer.first_token_ns - origin_ns,
-        None if answer.first_content_ns is None else answer.first_content_ns - origin_ns,
-        [stamp_ns - origin_ns for stamp_ns in answer.chunk_ns] if answer.chunk_ns else (),
+        None if first_event_ns is None else first_event_ns - origin_ns,
+        None if first_token_ns is None else first_token_ns - origin_ns,
+        None if first_content_ns is None else first_content_ns - origin_ns,
+        chunk_ns,
         None if exchange.ended_ns is None else exchange.ended_ns - origin_ns,
-        held_ns(exchange, answer if call.streams else None),
+        held_ns(exchange, stream),
         exchange.status,
         outcome,
         error,
-        answer.finish_reason,
+        finish_reason,
         usage,
         asked_s,  # retry_after_s
         exchange.reused,
@@ -208,13 +207,12 @@ def _record(  # noqa: PLR0917 - as `send`
     )
 
 
-def _send_with_retries(  # noqa: PLR0917 - as `send`
+def _send_with_retries(  # noqa: PLR0917 - as `_send_once`
     connection: Wire,
     call: Call,
     due_ns: int | None,
     origin_ns: int,
     policy: Policy,
-    retries: Retries,
     log: Log,
 ) -> Record:
     """Exponential backoff with full jitter; tenacity holds the policy.
@@ -222,6 +220,8 @@ def _send_with_retries(  # noqa: PLR0917 - as `send`
     An attempt's record is logged when the next one starts, so that a kill while waiting can still
     make it the final one.
     """
+    retries = policy.retries
+    assert retries is not None
     held: list[Record] = []
     numbers = count()
 
@@ -230,10 +230,9 @@ def _send_with_retries(  # noqa: PLR0917 - as `send`
             log(held.pop())
         number = next(numbers)
         this_call = call if number == 0 else call.again()
-        record = _attempt(connection, this_call, number, due_ns, origin_ns, policy.limits, log)
+        record = _send_once(connection, this_call, due_ns, origin_ns, policy, held.append, number)
         if number + 1 < retries.attempts and _retriable(record, retries):
-            record = msgspec.structs.replace(record, final=False)
-        held.append(record)
+            held[0] = record = msgspec.structs.replace(record, final=False)
         return record
 
     def wait(state: tenacity.RetryCallState) -> float:
@@ -264,30 +263,32 @@ def _retriable(record: Record, retries: Retries) -> bool:
     )
 
 
-def _judge(exchange: Exchange, answer: Answer, call: Call) -> tuple[Outcome, str]:
+def _judge(exchange: Exchange, stream: Stream | None, call: Call) -> Said:
     """Read what is still unread, and say how the attempt ended.
 
     A status that is an error comes first, then what the wire saw, then what the answer said.
     """
     status = exchange.status
-    if status is not None and status < 300:
-        if call.streams:
+    if status == 200 and stream is None and exchange.outcome is None:
+        return read_body(exchange, call.dialect.decode_body)  # as most do
+    said = _NOTHING
+    if stream is not None:
+        if status is not None and status < 300:
             exchange.digest()
-            answer.end(exchange)
-        elif exchange.outcome is None:
-            answer.read_body(exchange, call.dialect.decode_body)
-    if status != 200:
-        fault = status_fault(exchange)
-        if fault is not None:
-            return fault
-    if exchange.outcome is None:
-        return (_OK, "") if answer.outcome is None else (answer.outcome, answer.error)
+            stream.end(exchange)
+        said = stream.said
+    elif status is not None and status < 300 and exchange.outcome is None:
+        said = read_body(exchange, call.dialect.decode_body)
+    outcome, error, finish_reason, usage = said
+    fault = None if status == 200 else status_fault(exchange)
+    if fault is not None:
+        outcome, error = fault
     # An error the server named before it hung up says more than the hanging up.
-    if answer.outcome is Outcome.IN_BAND_ERROR:
-        return answer.outcome, answer.error
-    return exchange.outcome, exchange.error
+    elif exchange.outcome is not None and outcome is not Outcome.IN_BAND_ERROR:
+        outcome, error = exchange.outcome, exchange.error
+    return outcome, error, finish_reason, usage
 
 
-def _estimate(answer: Answer, call: Call) -> Usage:
+def _estimate(stream: Stream, call: Call) -> Usage:
     """Of a stream whose server did not count: one token a chunk."""
-    return Usage(prompt=call.request.prompt_tokens, completion=len(answer.chunk_ns), source="estimate")
+    return Usage(prompt=call.request.prompt_tokens, completion=len(stream.chunk_ns), source="estimate")

@@ -26,7 +26,7 @@ class Key(str):
         return "<hidden>"
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, cache_hash=True):
     """An API to load. `parse` makes it from a URL."""
 
     scheme: str

@@ -12,7 +12,7 @@ import msgspec
 from harness.client.call import Call
 from harness.client.http1 import Connection
 from harness.client.http2 import Mux
-from harness.client.send import Policy, policy, send, send_batch
+from harness.client.send import Policy, policy, send_batch, sender
 from harness.client.target import Target, api_key, parse
 from harness.client.transport import tls_context
 from harness.record import Kind, Record
@@ -71,10 +71,11 @@ class _SingleLine:
     def __init__(self, connection: Connection, policy: Policy) -> None:
         self._connection = connection
         self._policy = policy
+        self._send = sender(policy)
 
     def carry(self, calls: Sequence[Call], due_ns: int | None, origin_ns: int, log: Log) -> Sequence[Record]:
         (call,) = calls
-        return (send(self._connection, call, due_ns, origin_ns, self._policy, log),)
+        return (self._send(self._connection, call, due_ns, origin_ns, self._policy, log),)
 
     def close(self) -> None:
         self._connection.close()

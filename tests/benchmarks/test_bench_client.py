@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from harness.client import target
-from harness.client.answer import Answer
+from harness.client.answer import Stream
 from harness.client.call import Call, prepare
 from harness.client.dialects import DIALECTS
 from harness.client.exchange import Exchange, Limits
@@ -68,7 +68,7 @@ def started(monkeypatch):
     monkeypatch.setattr(Exchange, "wait", lambda _: None)
 
     def start(call: Call) -> Exchange:
-        exchange = Exchange(LIMITS, 1, Answer(call) if call.streams else None)
+        exchange = Exchange(LIMITS, 1, Stream(call) if call.streams else None)
         connection.exchange(exchange, call)
         return exchange
 

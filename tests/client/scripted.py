@@ -15,7 +15,7 @@ from gevent.server import StreamServer
 from harness.client import target
 from harness.client.call import Call, prepare
 from harness.client.http1 import Connection
-from harness.client.send import Policy, Wire, policy, send
+from harness.client.send import Policy, Wire, policy, sender
 from harness.clock import now_ns
 from harness.record import Record
 from harness.workload.prompts import Request
@@ -179,14 +179,9 @@ def attempt(url_or_wire: str | Wire, *, rules: Policy | None = None, log=None, *
     owned = isinstance(url_or_wire, str)
     wire = Connection(target.parse(url_or_wire)) if owned else url_or_wire
     try:
-        return send(
-            wire,
-            prepare(request(**of_request), wire.target),
-            due_ns=None,
-            origin_ns=now_ns(),
-            policy=rules or patient(),
-            log=log or unheard,
-        )
+        rules = rules or patient()
+        call = prepare(request(**of_request), wire.target)
+        return sender(rules)(wire, call, None, now_ns(), rules, log or unheard)
     finally:
         if owned:
             wire.close()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.client import answer as answers
-from harness.client.answer import Answer
+from harness.client.answer import Stream
 from harness.client.call import prepare
 from harness.client.dialects.chat import decode
 from harness.client.exchange import Exchange, limits
@@ -99,7 +99,7 @@ def spelled(event):
 
 def read(pieces):
     exchange = Exchange(limits(Timeouts()), 0)
-    exchange.headers_ns, answer = 1, Answer(CALL)
+    exchange.headers_ns, answer = 1, Stream(CALL)
     for number, piece in enumerate(pieces):
         exchange.pieces.append(piece)
         exchange.stamps.append(10 + number)
@@ -132,7 +132,7 @@ def test_an_answer_reads_the_same_without_patterns(told, cuts):
 def test_the_usual_piece_is_told_by_its_pattern_alone():
     usual = HEAD + b"token" + TAIL
     decoded = []
-    answer, exchange = Answer(CALL), Exchange(limits(Timeouts()), 0)
+    answer, exchange = Stream(CALL), Exchange(limits(Timeouts()), 0)
     counting = answer._decode
     answer._decode = lambda payload: decoded.append(payload) or counting(payload)
     exchange.pieces += [usual] * 50

@@ -32,7 +32,7 @@ from harness.client.answer import retry_after_s
 from harness.client.call import prepare
 from harness.client.exchange import Exchange, Limits, is_noise
 from harness.client.http1 import Connection
-from harness.client.send import send
+from harness.client.send import sender
 from harness.clock import now_ns
 from harness.errors import ConfigError
 from harness.record import Outcome, Record, Usage
@@ -75,7 +75,8 @@ def test_a_record_says_which_request_it_stands_for():
         asked = request(seq=5, index=2, session="s9", turn=3)
         call = prepare(asked, connection.target)
         origin = now_ns() - 1_000
-        record = send(connection, call, due_ns=77, origin_ns=origin, policy=patient(), log=unheard)
+        rules = patient()
+        record = sender(rules)(connection, call, 77, origin, rules, unheard)
         connection.close()
     expected = {
         "seq": 5,

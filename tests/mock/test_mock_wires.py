@@ -23,7 +23,7 @@ from harness.client import target
 from harness.client.call import Call, prepare
 from harness.client.http1 import Connection
 from harness.client.http2 import Mux
-from harness.client.send import policy, send
+from harness.client.send import policy, sender
 from harness.clock import now_ns
 from harness.record import Outcome, Record
 from harness.testing import MockServer
@@ -72,19 +72,10 @@ class Client:
         return self.ask("")
 
     def send(self, fault: str, request_id: str, *, stream: bool = True) -> Record:
-        return send(
-            self.line,
-            self.call(fault, request_id, stream=stream),
-            due_ns=None,
-            origin_ns=now_ns(),
-            policy=policy(
-                Timeouts(connect_s=Seconds(5), idle_s=Seconds(1), total_s=Seconds(10)),
-                Retries(),
-                random.Random(7),
-                lambda _: None,
-            ),
-            log=lambda _: None,
-        )
+        timeouts = Timeouts(connect_s=Seconds(5), idle_s=Seconds(1), total_s=Seconds(10))
+        rules = policy(timeouts, Retries(), random.Random(7), lambda _: None)
+        call = self.call(fault, request_id, stream=stream)
+        return sender(rules)(self.line, call, None, now_ns(), rules, lambda _: None)
 
     def call(self, fault: str, request_id: str, *, stream: bool) -> Faulty:
         request = Request(
