@@ -13,6 +13,7 @@ batch are there, the rest of its arrivals are counted lost, and the verdict is I
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -152,6 +153,9 @@ def run(folder: Path) -> tuple[int, Path]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory() as name:
         code, folder = run(Path(name))
         print((Path(name) / "run.log").read_text())

@@ -106,8 +106,7 @@ def log_pieces(records: int, folder: Path) -> tuple[bytes, list[bytes]]:
     """The first message of a worker's log, and those of one second, as our writer makes them."""
     pieces: list[bytes] = []
     writer = runlog.Writer(folder / "sample.arrows", ship=pieces.append)
-    for seq in range(records):
-        writer.append(record(seq, streams=seq % 2 == 0))
+    writer.extend([record(seq, streams=seq % 2 == 0) for seq in range(records)])
     writer.flush()
     head, *batches = pieces
     return head, batches

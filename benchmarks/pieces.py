@@ -21,6 +21,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -36,7 +37,7 @@ from ratios import body_of, completions, machine, percentiles, reference_server,
 from harness import runlog
 from harness.client.call import prepare
 from harness.client.http1 import Connection
-from harness.client.send import policy, send
+from harness.client.send import policy, sender
 from harness.client.target import parse
 from harness.clock import now_ns
 from harness.record import Record
@@ -273,12 +274,15 @@ def measure_allocations() -> list[Row]:
     with reference_server("--no-truth") as url, last_cpu(), tempfile.TemporaryDirectory() as folder:
         target, requests = parse(url), workload(scenarios.from_builtins(plain))
         connection, rules = Connection(target), policy(Timeouts(), Retries(), Random(1))
-        writer, numbers = runlog.Writer(Path(folder) / "records-0.arrows"), iter(range(10**9))
+        writer, numbers, send = runlog.Writer(Path(folder) / "records-0.arrows"), count(), sender(rules)
+
+        def log(done: Record) -> None:
+            writer.extend((done,))
 
         def ours() -> None:
             (request,) = requests(next(numbers))
             call = prepare(request, target)
-            done = send(connection, call, due_ns=None, origin_ns=0, policy=rules, log=writer.append)
+            done = send(connection, call, None, 0, rules, log)
             assert done.outcome == "ok", done.error
 
         session, body = FastHttpSession(url, EventHook(), None), json.loads(body_of(plain, url))
@@ -330,12 +334,13 @@ def measure_stamps() -> list[Row]:
     stop: list[bool] = []
     with reference_server("--ttft-ms", "300", "--itl-ms", "20") as url, last_cpu():
         target, rules = parse(url), policy(Timeouts(), Retries(), Random(1))
+        send = sender(rules)
 
         def carry(seq: int, stamps: str) -> None:
             gevent.sleep(seq * 0.0003)  # so that the streams are not in step
             (request,) = requests(seq)
             connection, log = Connection(target, stamps=stamps), records[stamps].append
-            send(connection, prepare(request, target), due_ns=None, origin_ns=0, policy=rules, log=log)
+            send(connection, prepare(request, target), None, 0, rules, log)
             connection.close()
 
         each = [gevent.spawn(carry, seq, ("kernel", "user")[seq % 2]) for seq in range(STREAMS)]

@@ -118,7 +118,7 @@ def planned(scenario: Scenario, seconds: float, *, share_of: int = 1) -> Scenari
 def _busiest(scenario: Scenario, seconds: float) -> Closed | Constant | Poisson | Gamma:
     if isinstance(scenario.arrivals, Closed | Constant | Poisson | Gamma) and not scenario.bursts:
         return scenario.arrivals
-    due_s = [(arrival.due_ns or 0) / 1e9 for arrival in schedule.arrivals(scenario)]
+    due_s = [arrival.due_ns / 1e9 for arrival in schedule.arrivals(scenario)]
     return Poisson(rate=busiest_count(due_s, seconds) / seconds)
 
 

@@ -385,7 +385,7 @@ def _planned_within(scenario: Scenario, window: tuple[float, float]) -> int | No
         return None
     low_ns, high_ns = (round(edge_s * 1e9) for edge_s in window)
     due_ns = (arrival.due_ns for arrival in schedule.arrivals(scenario))
-    return sum(1 for each_ns in due_ns if each_ns is not None and low_ns <= each_ns < high_ns)
+    return sum(1 for each_ns in due_ns if low_ns <= each_ns < high_ns)
 
 
 def write_reports(folder: Path, report: RunReport) -> None:

@@ -106,6 +106,7 @@ RULES = (
     Rule("record", "harness.runlog"),
     Rule("record", "pyarrow"),
     Rule("other", _WORKER, ("_Health", "Worker._take_sample", "Worker.start", "Worker.drain")),
+    Rule("record", _WORKER, ("Worker._hand_on",)),
     Rule("schedule", _WORKER),
     Rule("schedule", "harness.users.line"),
     Rule("schedule", "harness.users.wait"),

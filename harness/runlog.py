@@ -106,9 +106,11 @@ def to_batch(records: Sequence[Record]) -> pa.RecordBatch:
     arrays = {name: _array(name, columns[name]) for name in _PLAIN}
     same = columns["session"] == columns["request_id"]  # as where no session has a second turn
     arrays["session"] = arrays["request_id"] if same else _array("session", columns["session"])
-    usages = [_NO_USAGE if each is None else astuple(each) for each in columns["usage"]]
-    for name, values in zip(_USAGE, zip(*usages, strict=True), strict=True):
-        arrays[name] = _array(name, values)
+    usages: list[Any] = []
+    for usage in columns["usage"]:
+        usages += _NO_USAGE if usage is None else astuple(usage)
+    for place, name in enumerate(_USAGE):
+        arrays[name] = _array(name, usages[place :: len(_USAGE)])
     arrays["chunk_ns"] = _stamps(columns["chunk_ns"])
     arrays["tags"] = _tags(columns["tags"])
     return pa.RecordBatch.from_arrays([arrays[name] for name in _TYPES], schema=SCHEMA)
@@ -185,7 +187,7 @@ class _Tee:
 
 
 class Writer:
-    """Appends records to one worker's log; `append` only appends to a list.
+    """Appends records to one worker's log, a batch at a time.
 
     Args:
         path: the `records-<worker>.arrows` file.
@@ -208,9 +210,9 @@ class Writer:
         self._stream = pa.ipc.new_stream(self._buffer, SCHEMA, options=options)
         self._push()
 
-    def append(self, record: Record) -> None:
-        """Take one record; it reaches the file with the next batch."""
-        self._records.append(record)
+    def extend(self, records: Iterable[Record]) -> None:
+        """Take records; they reach the file with the next batch."""
+        self._records += records
         if len(self._records) >= self._rows:
             self.flush()
 

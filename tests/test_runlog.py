@@ -61,7 +61,7 @@ def test_a_log_cut_anywhere_gives_every_whole_batch(count: int, data: st.DataObj
         messages: list[bytes] = []
         writer = runlog.Writer(path, rows=5, ship=messages.append)
         for seq in range(count):
-            writer.append(record(seq=seq))
+            writer.extend([record(seq=seq)])
         writer.close()
         whole = path.read_bytes()
         cut = data.draw(st.integers(min_value=0, max_value=len(whole)))
@@ -82,7 +82,7 @@ def test_a_tail_gives_each_batch_once_as_the_log_grows(tmp_path: Path) -> None:
     assert tail.poll() == []
     seen = []
     for seq in range(3):
-        writer.append(record(seq=seq))
+        writer.extend([record(seq=seq)])
         writer.flush()
         seen += [batch["seq"].to_pylist() for batch in tail.poll()]
     writer.close()
@@ -96,7 +96,7 @@ def test_a_copy_shipped_message_by_message_is_the_same_log(tmp_path: Path) -> No
     path = runlog.records_path(tmp_path, 0)
     writer = runlog.Writer(path, rows=2, ship=shipped.append)
     for seq in range(5):
-        writer.append(record(seq=seq))
+        writer.extend([record(seq=seq)])
     writer.close()
     assert b"".join(shipped) == path.read_bytes()
 
@@ -105,7 +105,7 @@ def test_merging_puts_workers_in_order_of_arrival(tmp_path: Path) -> None:
     for worker in (0, 1):
         writer = runlog.Writer(runlog.records_path(tmp_path, worker))
         for seq in (worker + 2, worker):
-            writer.append(record(seq=seq))
+            writer.extend([record(seq=seq)])
         writer.close()
     runlog.merge(tmp_path)
     table = runlog.read_requests(tmp_path)
@@ -168,7 +168,7 @@ def test_a_worker_killed_in_mid_run_keeps_what_it_had_recorded(tmp_path: Path) -
     for worker, seqs in ((0, (0, 2)), (1, (1, 3, 3))):
         writer = runlog.Writer(runlog.records_path(tmp_path, worker))
         for index, seq in enumerate(seqs):
-            writer.append(record(seq=seq, index=index))
+            writer.extend([record(seq=seq, index=index)])
         writer.close()
     table, _ = runlog.merge(tmp_path)
     reported = [ledger(0, planned=2, started=2, dropped=0, not_started=0, finished=2, cut_off=0, records=2)]

@@ -28,7 +28,6 @@ _OK = Outcome.OK  # looking up a member costs more than a call in Python 3.11
 _TELL_AT = 64
 """Records are told so many at a time: in the time that takes, some 40 µs where only Locust listens, no socket
 is read. No listener finds more of them in the statistics that it has not heard of."""
-_TELL_EVERY_S = 0.05
 _TELL_S = 10.0
 """How long the end of a run waits for listeners."""
 
@@ -42,8 +41,6 @@ class RemoteFault(Exception):  # noqa: N818 - shown in Locust's failure table; n
 
 class Teller:
     """Tells of records in a greenlet of its own, so that no listener delays a request.
-
-    A record waits for `_TELL_EVERY_S` at most, unless a listener waits itself.
 
     Args:
         tell: is given final records, in their order.
@@ -63,8 +60,7 @@ class Teller:
     def add(self, records: Sequence[Record]) -> None:
         """Have final records told."""
         self._untold += records
-        if len(self._untold) >= _TELL_AT:
-            self._came.set()
+        self._came.set()
 
     def stop(self) -> None:
         """Tell what is left; a listener that waits for ever is left behind."""
@@ -74,7 +70,7 @@ class Teller:
 
     def _run(self) -> None:
         while self._untold or not self._stopping:
-            self._came.wait(_TELL_EVERY_S)
+            self._came.wait()
             self._came.clear()
             while self._untold:
                 block = self._untold[:_TELL_AT]

@@ -21,7 +21,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 
 import gevent
@@ -41,7 +41,7 @@ from harness.users.tenure import Grant, Tenure
 from harness.users.wait import Alarm
 from harness.workload.prompts import Request, follow_ups, workload
 from harness.workload.scenario import Closed, Scenario
-from harness.workload.schedule import Arrival, arrivals, claims, shard
+from harness.workload.schedule import arrivals, claims, shard
 
 _HUB_PROBE_S = 0.02
 _STALL_NS = 1_000_000
@@ -53,8 +53,12 @@ _BLOCK = 20_000
 """Arrivals of the schedule computed in one go, some 10 ms; more than there can be workers."""
 _GC_THRESHOLD = 10_000
 """By Python's 700, each batch of the log would begin with a collection that finds nothing."""
-_AHEAD = 16
-"""Arrivals of a closed loop prepared in one go, which takes half the time of sixteen goes."""
+_HANDFUL = 64
+"""Records are handed on so many at a time, which takes half the time of one by one."""
+_HAND_ON_S = 0.05
+"""So long does a record wait for others to be handed on with, at most."""
+_AHEAD = 64
+"""Arrivals of a closed loop prepared in one go, which takes half the time of as many goes."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -75,8 +79,8 @@ class Lease(msgspec.Struct, frozen=True):
 class _Work(msgspec.Struct, frozen=True, gc=False):
     """An arrival with its requests encoded, ready for a virtual user."""
 
-    arrival: Arrival
-    calls: tuple[Call, ...]
+    due_ns: int | None
+    calls: Sequence[Call]
 
 
 class VirtualUser:
@@ -114,6 +118,8 @@ class Worker:
         self._go = Event()
         self._serving = 0
         self._lines = lines
+        self._fresh: list[Record] = []
+        """Records that have not been handed on yet."""
         self._teller = Teller(tell, self.fail)
         folder = Path(lease.folder)
         self._ship = ship
@@ -164,11 +170,17 @@ class Worker:
         gc.collect()
         gc.freeze()  # what stands now lives as long as the run: no collection needs to look at it
         self._health.start()
-        self._sampler = gevent.spawn(self._sample_for_ever)
+        self._sampler = self._spawn(self._sample_for_ever)
+        self._clerk = self._spawn(self._hand_on_for_ever)
         if self._claims is None:
-            self._dispatcher = gevent.spawn(self._dispatch)
-            self._dispatcher.link_exception(lambda broken: self.fail(broken.exception))
+            self._dispatcher = self._spawn(self._dispatch)
         self._go.set()
+
+    def _spawn(self, work: Callable[[], None]) -> gevent.Greenlet:
+        """A greenlet without which the run cannot go on."""
+        greenlet = gevent.spawn(work)
+        greenlet.link_exception(lambda broken: self.fail(broken.exception))
+        return greenlet
 
     def grant(self, grant: Grant) -> None:
         """Hear what may be sent by now. From the last grant on, what is due later is a spare's."""
@@ -202,6 +214,8 @@ class Worker:
         gevent.killall([user.greenlet for user in self._users if user.busy])
         self._wake_idle()
         self._sampler.kill()
+        self._clerk.kill()
+        self._hand_on()
         self._take_sample()
         self._health.stop()
         self._alarm.close()
@@ -267,7 +281,7 @@ class Worker:
                 return
             self._carry(user, work)
 
-    def _serve_loop(self, user: VirtualUser, claimed: Iterator[Arrival]) -> None:
+    def _serve_loop(self, user: VirtualUser, claimed: Iterator[int]) -> None:
         assert isinstance(self._scenario.arrivals, Closed)
         think_time_s = self._scenario.arrivals.think_time_s
         request_of, prepare = self._request_of_kind[user.kind], self._prepare
@@ -278,7 +292,7 @@ class Worker:
         while not self.stopping and now_ns() < end_ns:
             if not self._stock:
                 block = islice(claimed, self._ahead)
-                self._stock.extend([prepare(each, request_of(each.seq)) for each in block])
+                self._stock.extend([prepare(None, request_of(seq)) for seq in block])
             if not self._stock:
                 break
             self._claimed += 1
@@ -289,11 +303,13 @@ class Worker:
 
     def _carry(self, user: VirtualUser, work: _Work) -> None:
         user.busy = True
+        fresh = self._fresh
         try:
             turn: _Work | None = work
             while turn is not None:
-                records = user.line.carry(turn.calls, turn.arrival.due_ns, self._origin_ns, self._log.append)
-                self._teller.add(records)
+                records = user.line.carry(turn.calls, turn.due_ns, self._origin_ns, fresh.append)
+                if len(fresh) >= _HANDFUL:
+                    self._hand_on()
                 turn = None if turn.calls[0].request.turns == 1 else self._next_turn(turn, records)
         finally:
             user.busy = False
@@ -314,8 +330,7 @@ class Worker:
         if following is None:
             return None
         due_ns = record.ended_ns + round(request.think_s * 1e9)
-        is_open = work.arrival.due_ns is not None
-        next_work = self._prepare(Arrival(work.arrival.seq, due_ns if is_open else None), (following,))
+        next_work = self._prepare(None if work.due_ns is None else due_ns, (following,))
         gevent.sleep(max(0, self._origin_ns + due_ns - now_ns()) / 1e9)
         return next_work
 
@@ -327,7 +342,7 @@ class Worker:
         run_callback = gevent.get_hub().loop.run_callback
         for position, due_ns in enumerate(self._due_ns, self._first):
             seq = self._lease.shard + position * shards
-            work = self._prepare(Arrival(seq, due_ns), self._request_of(seq))
+            work = self._prepare(due_ns, self._request_of(seq))
             instant_ns = self._origin_ns + due_ns
             if instant_ns > now_ns():
                 self._alarm.sleep_until(instant_ns)
@@ -359,8 +374,9 @@ class Worker:
             self._granted.wait()
         return True
 
-    def _prepare(self, arrival: Arrival, requests: Iterable[Request]) -> _Work:
-        return _Work(arrival, tuple(map(prepare, requests, repeat(self._lines.target))))
+    def _prepare(self, due_ns: int | None, requests: Iterable[Request]) -> _Work:
+        target = self._lines.target
+        return _Work(due_ns, [prepare(request, target) for request in requests])
 
     def _take_waiting(self, kind: Kind) -> _Work | None:
         """The longest-waiting arrival of this kind whose patience has not ended."""
@@ -378,16 +394,27 @@ class Worker:
 
     def _drop(self, work: _Work) -> None:
         self._dropped += 1
-        for call in work.calls:
-            record = _dropped(call.request, work.arrival.due_ns)
-            self._log.append(record)
-            self._teller.add((record,))
+        self._fresh += [_dropped(call.request, work.due_ns) for call in work.calls]
 
     def _wake_idle(self) -> None:
         run_callback = gevent.get_hub().loop.run_callback
         for idle in self._idle.values():
             while idle:
                 run_callback(idle.pop().switch, None)
+
+    # -- the books --------------------------------------------------------------------------------------
+
+    def _hand_on_for_ever(self) -> None:
+        while True:
+            gevent.sleep(_HAND_ON_S)
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give what has come since the last time to the log, and the final records of it to Locust."""
+        records = self._fresh.copy()
+        self._fresh.clear()
+        self._log.extend(records)
+        self._teller.add([record for record in records if record.final])
 
     # -- the instrument's own health -----------------------------------------------------------------------
 
@@ -398,6 +425,7 @@ class Worker:
             gevent.sleep(_SAMPLE_S)
             self._drop_waiting(now_ns())
             self._take_sample()
+            self._hand_on()
             self._log.flush()
 
     def _take_sample(self) -> None:
@@ -440,13 +468,13 @@ def _share(scenario: Scenario, lease: Lease) -> tuple[array[int], int]:
     """
     whole, due_ns = arrivals(scenario), array("q")
     while block := [*shard(islice(whole, _BLOCK), lease.shard, lease.shards)]:
-        due_ns.extend(arrival.due_ns for arrival in block if arrival.due_ns is not None)
+        due_ns.extend([arrival.due_ns for arrival in block])
         gevent.sleep(0)
     first = bisect_left(due_ns, lease.since_ns)
     return due_ns[first:], first
 
 
-def _claims(scenario: Scenario, lease: Lease) -> Iterator[Arrival]:
+def _claims(scenario: Scenario, lease: Lease) -> Iterator[int]:
     return claims(lease.shard, lease.shards, scenario.count)
 
 

@@ -37,8 +37,8 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
     seq: int
     """Position in the whole schedule, from 0."""
-    due_ns: int | None
-    """When it is due, in nanoseconds from the run's start; None in a closed loop."""
+    due_ns: int
+    """When it is due, in nanoseconds from the run's start."""
 
 
 def arrivals(scenario: Scenario) -> Iterator[Arrival]:
@@ -57,10 +57,12 @@ def shard(schedule: Iterable[Arrival], worker: int, workers: int) -> Iterator[Ar
     return (arrival for arrival in schedule if arrival.seq % workers == worker)
 
 
-def claims(worker: int, workers: int, count: int | None) -> Iterator[Arrival]:
-    """What a worker of a closed model may start when it can: its share of `count`, or without end."""
-    seqs = itertools.count(worker, workers) if count is None else range(worker, count, workers)
-    return (Arrival(seq, None) for seq in seqs)
+def claims(worker: int, workers: int, count: int | None) -> Iterator[int]:
+    """What a worker of a closed model may start when it can: its share of `count`, or without end.
+
+    By their `seq`: none is due at any time.
+    """
+    return itertools.count(worker, workers) if count is None else iter(range(worker, count, workers))
 
 
 def planned(scenario: Scenario) -> int | None:

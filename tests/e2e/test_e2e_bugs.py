@@ -21,13 +21,13 @@ class Stream(StreamUser): ...
 class Batch(BatchUser): ...
 prepare, add = Worker._prepare, Teller.add
 
-def broken_prepare(worker, arrival, requests):
-    if arrival.seq == 31:
+def broken_prepare(worker, due_ns, requests):
+    if requests[0].seq == 31:
         raise LookupError("no such prompt")
-    return prepare(worker, arrival, requests)
+    return prepare(worker, due_ns, requests)
 
 def broken_add(teller, records):
-    if records[0].seq == 31:
+    if any(record.seq == 31 for record in records):
         raise LookupError("no such prompt")
     add(teller, records)
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import apart
+import pytest
 
 SETUP = """
     import json, tempfile, gevent
@@ -144,10 +145,10 @@ def test_a_bug_that_ends_the_dispatcher_ends_the_run_and_has_a_name() -> None:
         FENCED,
         """
         prepare = worker._prepare
-        def broken(arrival, requests):
-            if arrival.seq == 7:
+        def broken(due_ns, requests):
+            if requests[0].seq == 7:
                 raise LookupError("no such prompt")
-            return prepare(arrival, requests)
+            return prepare(due_ns, requests)
         worker._prepare = broken
         gevent.get_hub().print_exception = lambda *_: None
         worker.grant(Grant(10**9))
@@ -157,6 +158,25 @@ def test_a_bug_that_ends_the_dispatcher_ends_the_run_and_has_a_name() -> None:
     """,
     )
     assert said == [True, "LookupError: no such prompt", [1, 3, 5], 3, 17]
+
+
+@pytest.mark.parametrize("part", ["_hand_on", "_take_sample"])
+def test_a_log_that_cannot_be_written_ends_the_run_and_has_a_name(part: str) -> None:
+    said = said_by(
+        FENCED,
+        f"""
+        whole = worker.{part}
+        def broken():
+            raise OSError(28, "No space left on device")
+        worker.{part} = broken
+        gevent.get_hub().print_exception = lambda *_: None
+        ended = worker.exhausted.wait(timeout=20)  # nothing has been granted: there is nothing else to end it
+        worker.{part} = whole
+        worker.drain(0, lambda: False)
+        print(json.dumps([ended, worker.failure]))
+    """,
+    )
+    assert said == [True, "OSError: [Errno 28] No space left on device"]
 
 
 def test_the_event_loop_turns_while_a_long_schedule_is_computed() -> None:
