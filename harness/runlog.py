@@ -179,10 +179,22 @@ class _Tee:
         pass
 
     def take(self) -> bytes:
-        """Write what has gathered in one call, so that a kill tears at most the last message."""
+        """Write what has gathered in one call, so that a kill tears at most the last message.
+
+        Raises:
+            OSError: it does not fit; the file is as it was before.
+        """
         message = b"".join(self._pending)
         self._pending.clear()
-        self._file.write(message)
+        end = self._file.tell()
+        rest = memoryview(message)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(end)  # whatever follows a torn message would be lost with it
+            self._file.seek(end)
+            raise
         return message
 
 
@@ -217,20 +229,26 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has gathered as one batch. Called about once a second, and when `rows` is reached."""
+        """Write what has gathered as one batch. Called about once a second, and when `rows` is reached.
+
+        Raises:
+            OSError: there is no room for it; the records are kept for the next time.
+        """
         if not self._records:
             return
-        records, self._records = self._records, []
-        self._stream.write_batch(to_batch(records))
-        self.count += len(records)
+        self._stream.write_batch(to_batch(self._records))
         self._push()
+        self.count += len(self._records)
+        self._records.clear()
 
     def close(self) -> None:
-        """Flush and end the stream."""
-        self.flush()
-        self._stream.close()
-        self._push()
-        self._file.close()
+        """Flush and end the stream; the file is closed even if that fails, as `flush` may."""
+        try:
+            self.flush()
+            self._stream.close()
+            self._push()
+        finally:
+            self._file.close()
 
     def _push(self) -> None:
         self._buffer.flush()

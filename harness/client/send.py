@@ -106,7 +106,7 @@ def send_batch(
         The final records, in the order of the calls.
 
     Raises:
-        GreenletExit: as `send`; every request under way has been logged.
+        GreenletExit: as `Send`; every request under way has been logged.
     """
     send = sender(policy)
     each = [gevent.spawn(send, mux, call, due_ns, origin_ns, policy, log) for call in calls]

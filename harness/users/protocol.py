@@ -226,7 +226,7 @@ class _Conductor:
 
     def _on_exhausted(self, failure: str = "") -> None:
         """The schedule has ended by itself, or a worker by a bug: stop, as the user would."""
-        if failure:
+        if failure and failure not in self.bugs:
             self.bugs.append(failure)
             print(f"harness: {failure}", file=sys.stderr, flush=True)  # noqa: T201 - the user's answer
         if self._ending.locked() or not self.running:
@@ -305,8 +305,10 @@ class Local(_Carrier, _Conductor):
             self._on_exhausted(_failure(0, worker.failure))
 
     def _drain(self) -> None:
-        if self.worker is not None:
+        worker = self.worker
+        if worker is not None:
             self.drain(self.scenario.drain_s)
+            self._on_exhausted(_failure(0, worker.failure))
 
 
 class Master(_Conductor):
@@ -428,7 +430,7 @@ class Master(_Conductor):
         self._heard[what].add(msg.node_id)
         if what == "ready" and self._start is not None:
             self._go(msg.node_id)
-        if what == "exhausted" and msg.data:
+        if what in {"exhausted", "drained"} and msg.data:
             self._on_exhausted(_failure(self._leases[msg.node_id].worker, msg.data["failure"]))
 
     def _on_piece(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
@@ -494,7 +496,12 @@ class Member(_Carrier):
         while not worker.exhausted.wait(1):
             if self._outbox is not None:
                 self._outbox.resend()
-        self.runner.send_message("harness.exhausted", {"failure": worker.failure} if worker.failure else None)
+        self._say("exhausted", worker)
+
+    def _say(self, what: str, worker: Worker | None) -> None:
+        """Tell the master how far we are, with the bug that kept the worker from going on, if any did."""
+        failure = "" if worker is None else worker.failure
+        self.runner.send_message(f"harness.{what}", {"failure": failure} if failure else None)
 
     def _on_grant(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         if self.worker is not None:
@@ -505,14 +512,15 @@ class Member(_Carrier):
             self._outbox.acknowledge(msg.data["n"])
 
     def _on_drain(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
-        if self.worker is not None:
+        worker = self.worker
+        if worker is not None:
             if msg.data["until_ns"] is not None:
-                self.worker.grant(Grant(msg.data["until_ns"], last=True))
+                worker.grant(Grant(msg.data["until_ns"], last=True))
             self.drain(msg.data["patience_s"])
         if self._outbox is not None:
             self._outbox.flush(FREIGHT_S)
             self._outbox = None
-        self.runner.send_message("harness.drained")
+        self._say("drained", worker)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -57,8 +57,9 @@ _HANDFUL = 64
 """Records are handed on so many at a time, which takes half the time of one by one."""
 _HAND_ON_S = 0.05
 """So long does a record wait for others to be handed on with, at most."""
-_AHEAD = 64
-"""Arrivals of a closed loop prepared in one go, which takes half the time of as many goes."""
+_AHEAD, _AHEAD_NS = 64, 500_000
+"""Arrivals of a closed loop prepared in one go, which takes half the time of as many goes; fewer where they
+take longer than this: nobody else has the event loop meanwhile."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -152,8 +153,9 @@ class Worker:
         self._follow_up = follow_ups(scenario)
         self._follow_up_of_kind = {kind: follow_ups(_only(scenario, kind)) for kind in kinds}
         self._stock: deque[_Work] = deque()
+        self._ahead = 1
         # Of one kind, whichever user comes next takes the next arrival, so that it can be prepared ahead.
-        self._ahead = _AHEAD if len(kinds) == 1 else 1
+        self._most_ahead = _AHEAD if len(kinds) == 1 else 1
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -215,11 +217,14 @@ class Worker:
         self._wake_idle()
         self._sampler.kill()
         self._clerk.kill()
-        self._hand_on()
-        self._take_sample()
+        try:
+            self._hand_on()
+            self._take_sample()
+            self._log.close()
+        except OSError as full:  # the books say what is missing
+            self.fail(full)
         self._health.stop()
         self._alarm.close()
-        self._log.close()
         self._samples.close()
         gc.unfreeze()
         gc.set_threshold(*self._gc_thresholds)
@@ -284,22 +289,26 @@ class Worker:
     def _serve_loop(self, user: VirtualUser, claimed: Iterator[int]) -> None:
         assert isinstance(self._scenario.arrivals, Closed)
         think_time_s = self._scenario.arrivals.think_time_s
-        request_of, prepare = self._request_of_kind[user.kind], self._prepare
         duration_s = self._scenario.duration_s
         self._go.wait()
         end_ns = self._origin_ns + int(duration_s * 1e9) if duration_s else math.inf
         gevent.sleep(max(0, self._origin_ns - now_ns()) / 1e9)
         while not self.stopping and now_ns() < end_ns:
-            if not self._stock:
-                block = islice(claimed, self._ahead)
-                self._stock.extend([prepare(None, request_of(seq)) for seq in block])
-            if not self._stock:
+            if not self._stock and not self._prepare_ahead(user.kind, claimed):
                 break
             self._claimed += 1
             self._started += 1
             self._carry(user, self._stock.popleft())
             if think_time_s:
                 gevent.sleep(think_time_s)
+
+    def _prepare_ahead(self, kind: Kind, claimed: Iterator[int]) -> int:
+        """Prepare a block of arrivals; how many there were. Its time says how many the next may have."""
+        request_of, prepare, began_ns = self._request_of_kind[kind], self._prepare, now_ns()
+        self._stock.extend([prepare(None, request_of(seq)) for seq in islice(claimed, self._ahead)])
+        fit = self._ahead * _AHEAD_NS // max(1, now_ns() - began_ns)
+        self._ahead = max(1, min(fit, self._most_ahead))
+        return len(self._stock)
 
     def _carry(self, user: VirtualUser, work: _Work) -> None:
         user.busy = True
@@ -410,11 +419,11 @@ class Worker:
             self._hand_on()
 
     def _hand_on(self) -> None:
-        """Give what has come since the last time to the log, and the final records of it to Locust."""
+        """Give the log what has come since the last time, and Locust the final records of it."""
         records = self._fresh.copy()
         self._fresh.clear()
-        self._log.extend(records)
         self._teller.add([record for record in records if record.final])
+        self._log.extend(records)
 
     # -- the instrument's own health -----------------------------------------------------------------------
 

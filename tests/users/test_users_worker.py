@@ -85,6 +85,23 @@ def test_locust_is_told_of_every_record_in_order_even_by_a_listener_that_waits()
     assert said == list(range(50))
 
 
+def test_a_closed_loop_prepares_ahead_no_longer_than_it_may() -> None:
+    said = said_by(f"""
+        from harness.users import worker as module
+
+        folder = tempfile.TemporaryDirectory()
+        scenario = scenarios.from_builtins({CLOSED!r})
+        worker = Worker(scenario, Lease(folder.name, 0, 0, 1), Lines(), lambda records: None)
+        claimed, made = iter(range(1_000)), []
+        for took_ns in (4_000, 256_000, 256_000, 6_400_000, 900_000, 900_000, 100_000):
+            module.now_ns = iter((0, took_ns)).__next__
+            made.append(worker._prepare_ahead(Kind.COMPLETION, claimed))
+            worker._stock.clear()
+        print(json.dumps(made))
+    """)
+    assert said == [1, 64, 64, 64, 5, 2, 1]
+
+
 OPEN = {"arrivals": {"process": "constant", "rate": 100}, "count": 40, "max_in_flight": 4}
 FENCED = f"""
     from harness.users.tenure import Grant
@@ -161,14 +178,13 @@ def test_a_bug_that_ends_the_dispatcher_ends_the_run_and_has_a_name() -> None:
 
 
 @pytest.mark.parametrize("part", ["_hand_on", "_take_sample"])
-def test_a_log_that_cannot_be_written_ends_the_run_and_has_a_name(part: str) -> None:
+def test_a_bug_beside_the_traffic_ends_the_run_and_has_a_name(part: str) -> None:
     said = said_by(
         FENCED,
         f"""
-        whole = worker.{part}
         def broken():
-            raise OSError(28, "No space left on device")
-        worker.{part} = broken
+            raise LookupError("no such file")
+        whole, worker.{part} = worker.{part}, broken
         gevent.get_hub().print_exception = lambda *_: None
         ended = worker.exhausted.wait(timeout=20)  # nothing has been granted: there is nothing else to end it
         worker.{part} = whole
@@ -176,7 +192,32 @@ def test_a_log_that_cannot_be_written_ends_the_run_and_has_a_name(part: str) -> 
         print(json.dumps([ended, worker.failure]))
     """,
     )
-    assert said == [True, "OSError: [Errno 28] No space left on device"]
+    assert said == [True, "LookupError: no such file"]
+
+
+def test_a_log_that_is_full_ends_the_run_and_keeps_what_is_written() -> None:
+    said = said_by(f"""
+        import resource
+        from harness import runlog
+
+        held = tempfile.TemporaryDirectory()
+        folder = Path(held.name)
+        scenario = scenarios.from_builtins({{**{CLOSED!r}, "count": 100_000}})
+        worker = Worker(scenario, Lease(str(folder), 0, 0, 1), Lines(), lambda records: None)
+        for _ in range(3):
+            gevent.spawn(worker.serve, Kind.COMPLETION)
+        gevent.get_hub().print_exception = lambda *_: None
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # room for some batches, and for the books
+        worker.start(now_ns())
+        ended = worker.exhausted.wait(timeout=20)
+        books = worker.drain(1, lambda: False)
+        tail = runlog.Tail(runlog.records_path(folder, 0))
+        read = sum(batch.num_rows for batch in tail.poll())
+        short = 0 < books.records < books.finished
+        print(json.dumps([ended, worker.failure, short, read == books.records, tail.torn_bytes]))
+    """)
+    assert said == [True, "OSError: [Errno 27] File too large", True, True, 0]
 
 
 def test_the_event_loop_turns_while_a_long_schedule_is_computed() -> None:
