@@ -237,3 +237,25 @@ def test_the_event_loop_turns_while_a_long_schedule_is_computed() -> None:
     turns, arrivals = said
     assert turns >= 14
     assert 99_000 < arrivals < 101_000
+
+
+def test_open_files_are_counted_by_the_kernel_as_by_listing_them() -> None:
+    said = said_by("""
+        import os
+        from harness.users import worker
+        health = worker._Health()
+        health.start()
+        opened = []
+        def count():
+            ways = []
+            for health._files_counted in {health._files_counted, False}:
+                ways.append(health._open_files())
+            return ways
+        before = count()
+        opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]
+        after = count()
+        print(json.dumps([b - a for a, b in zip(before, after)] + [max(before) - min(before)]))
+    """)
+    *more, apart_by = said
+    assert set(more) == {50}
+    assert apart_by <= 1
