@@ -96,6 +96,7 @@ RULES = (
     Rule("parse", _HTTP2),
     Rule("parse", "harness.client.sse"),
     Rule("parse", "harness.client.answer"),
+    Rule("parse", "harness.client.pattern"),
     Rule("parse", "h2"),
     Rule("parse", "hpack"),
     Rule("parse", "hyperframe"),

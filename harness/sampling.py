@@ -84,7 +84,7 @@ def _frame(place: Place) -> tuple[str, int, str, str, str]:
 
 
 def _call(code: CodeType, offset: int) -> str:
-    """The callee as it is written, `self._recvmsg`, if the instruction is a call; else empty."""
+    """The callee as it is written, `self._sock.recvmsg`, if the instruction is a call; else empty."""
     names = {each.offset: each.opname for each in dis.get_instructions(code)}
     if not names.get(offset, "").startswith("CALL"):
         return ""

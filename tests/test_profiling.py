@@ -65,6 +65,7 @@ READ = [frame("harness.client.transport", "Transport._on_readable"), frame("geve
     [
         (READ, "read"),
         ([frame("harness.client.http1", "Connection.on_body"), *READ], "parse"),
+        ([frame("harness.client.pattern", "Stride.takes"), *READ], "parse"),
         ([frame("gevent.hub", "Hub.run")], "wait"),
         ([frame("enum", "Enum.__hash__"), frame("harness.client.send", "_judge"), *LOCUST], "record"),
         ([frame("harness.client.transport", "_Tls.unseal"), *READ], "TLS"),

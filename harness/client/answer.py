@@ -14,7 +14,7 @@ from harness.client.call import Call
 from harness.client.dialects import Delta
 from harness.client.dialects.base import END_MARKER, FAILED_FINISHES, error_of
 from harness.client.exchange import Exchange, is_noise
-from harness.client.pattern import Pattern, pattern_of
+from harness.client.pattern import Pattern, Stride, pattern_of
 from harness.client.sse import Event, EventStream, KeepAlive, Lines
 from harness.record import Outcome, Usage
 
@@ -33,6 +33,7 @@ class Stream:
 
     __slots__ = (
         "_decode",
+        "_expected",
         "_framer",
         "_inflate",
         "_marked",
@@ -68,6 +69,8 @@ class Stream:
         """What came before the first event: an error may stand there in place of a stream."""
         self._usual: Pattern | None = None
         """How most pieces of this stream look."""
+        self._expected: Pattern | None = None
+        """The same, if its next byte begins a new event, by all that has been read."""
         self._decode = call.dialect.decode_event
         self._marked = call.dialect.framing == "sse"
         """The stream ends with a marker; a stream of lines, with a finish reason."""
@@ -89,6 +92,19 @@ class Stream:
                 self._fault(Outcome.MALFORMED, "broken compression")
                 return
             usual = self._usual if plain and self._framer.between else None
+        self._expected = usual
+
+    @property
+    def latest_ns(self) -> int:
+        """The stamp of the last token; 0 before the first."""
+        return self.chunk_ns[-1] if self.chunk_ns else 0
+
+    def stride(self, exchange: Exchange) -> Stride | None:
+        """What may take the chunks to come, if they will look as those before: all pieces are read, then."""
+        if self._usual is None:
+            return None
+        exchange.digest()
+        return None if self._expected is None else Stride(self._expected, self.chunk_ns)
 
     def _read_piece(self, piece: bytes, stamp_ns: int) -> None:
         if self.first_event_ns is None and len(self._start) < _START_BYTES:

@@ -12,6 +12,7 @@ import msgspec
 from gevent import get_hub, getcurrent
 from greenlet import greenlet
 
+from harness.client.pattern import Stride
 from harness.clock import now_ns
 from harness.record import Outcome
 from harness.workload.scenario import Timeouts
@@ -22,6 +23,9 @@ _switch_to = greenlet.switch
 DIGEST_BYTES = 8_192
 """A stream's bytes are read and let go when this many have gathered: some 30 chunks, so that a thousand
 streams stay in the cache, and none holds up the others for long."""
+
+LEARN_BYTES = 1_024
+"""The first of them are read sooner: they teach how the others look."""
 
 SWEEP_S = 0.05
 """Deadlines are looked at this often: none is missed by more."""
@@ -55,6 +59,13 @@ class Digest(Protocol):
 
     def read(self, exchange: Exchange) -> None:
         """Take in the pieces that have come since the last call."""
+
+    @property
+    def latest_ns(self) -> int:
+        """The stamp of the last token; 0 before the first."""
+
+    def stride(self, exchange: Exchange) -> Stride | None:
+        """What may take the chunks to come, if they will look as those before: all pieces are read, then."""
 
 
 class Exchange:
@@ -104,7 +115,7 @@ class Exchange:
         """What went wrong on the wire; None if nothing did."""
         self.error = ""
         self.bug: BaseException | None = None
-        self.digest_at = sys.maxsize if digester is None else DIGEST_BYTES
+        self.digest_at = sys.maxsize if digester is None else LEARN_BYTES
         self._waiter: gevent.Greenlet | None = None
         self._waking: Any = None
         """The loop's callback that will wake the waiter."""
@@ -184,6 +195,8 @@ class Exchange:
     def _last_progress_ns(self) -> int:
         """When anything but keep-alives came last."""
         came = max(self.progress_ns, self.sent_ns or 0, self.headers_ns or 0)
+        if self.digester is not None:
+            came = max(came, self.digester.latest_ns)
         for piece, stamp_ns in zip(reversed(self.pieces), reversed(self.stamps), strict=True):
             if not is_noise(piece):
                 return max(came, stamp_ns)

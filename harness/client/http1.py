@@ -10,6 +10,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 
 from harness.client.call import Call
 from harness.client.exchange import HEADER_LENGTHS, Exchange, deadlines
+from harness.client.pattern import Stride
 from harness.client.target import Target
 from harness.client.transport import STAMPS, WALL, Transport, UnreachableError, cause, connect, tls_context
 from harness.clock import now_ns
@@ -54,6 +55,29 @@ class Connection:
 
     wire = "http/1.1"
 
+    __slots__ = (  # as Transport
+        "__weakref__",
+        "_asked",
+        "_complete",
+        "_deadlines",
+        "_ended_ns",
+        "_exchange",
+        "_idle_ns",
+        "_informational",
+        "_keep_alive",
+        "_parser",
+        "_reused",
+        "_stale_after_ns",
+        "_stamp_ns",
+        "_stamps",
+        "_stride",
+        "_tls",
+        "_transport",
+        "_usual",
+        "stale_retries",
+        "target",
+    )
+
     def __init__(
         self,
         target: Target,
@@ -71,8 +95,7 @@ class Connection:
         self._ended_ns = 0
         self._idle_ns = 0
         self._reused = self._asked = False
-        # Set anew when it connects. Set only then, they would not fit where Python keeps the attributes of
-        # many objects of a class, and all of these would be slow.
+        # Both are set anew when it connects.
         self._deadlines = deadlines(WALL.refresh)
         self._parser = HttpResponseParser(self)
         self._transport: Transport | None = None
@@ -82,6 +105,8 @@ class Connection:
         self._complete = False
         self._keep_alive = False
         self._usual: _Head | None = None
+        self._stride: Stride | None = None
+        """Takes the reads of a stream before they come here, as long as all look alike."""
 
     def exchange(self, exchange: Exchange, call: Call) -> None:
         """Send a request and wait for the end of its answer, or of the hope for one.
@@ -112,6 +137,7 @@ class Connection:
     def give_up(self, exchange: Exchange, outcome: Outcome, text: str) -> None:
         """End the exchange: a deadline of its has passed."""
         if exchange is self._exchange:
+            self._break_stride()
             self._end(exchange, now_ns(), outcome, text)
 
     def drop(self, exchange: Exchange) -> None:  # noqa: ARG002  # as Mux.drop
@@ -120,6 +146,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; the next exchange opens a new one."""
+        self._break_stride()
         self._deadlines.forget(self)
         self._exchange = None
         if self._transport is not None:
@@ -172,6 +199,8 @@ class Connection:
 
     def on_bytes(self, piece: bytes, stamp_ns: int) -> None:
         """Feed the parser; end the exchange with the message."""
+        if self._stride is not None:  # asked here, for it seldom is
+            self._break_stride()
         exchange = self._exchange
         if exchange is None:
             self.close()
@@ -190,6 +219,7 @@ class Connection:
             return
         self._stamp_ns = stamp_ns
         exchange.bytes_in += len(piece)
+        before = len(exchange.pieces)
         try:
             self._parser.feed_data(piece)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -207,11 +237,26 @@ class Connection:
             self._end(exchange, stamp_ns)
         elif exchange.headers_ns is None and exchange.bytes_in > MAX_HEAD_BYTES:
             self._end(exchange, stamp_ns, Outcome.MALFORMED, "response head too long")
-        elif exchange.bytes_in >= exchange.digest_at:
-            exchange.digest()
+        elif exchange.digester is not None:
+            pieces = exchange.pieces
+            if len(pieces) == before + 1 and _ends_chunk(piece, pieces[-1]):
+                assert self._transport is not None
+                self._stride = self._transport.taker = exchange.digester.stride(exchange)
+            if exchange.bytes_in >= exchange.digest_at:
+                exchange.digest()
+
+    def _break_stride(self) -> None:
+        """Whatever comes now is parsed; what had been taken is added."""
+        if self._stride is None:
+            return
+        assert self._exchange is not None
+        assert self._transport is not None
+        self._exchange.bytes_in += self._stride.bytes_in
+        self._stride = self._transport.taker = None
 
     def on_end(self, error: OSError | None, stamp_ns: int) -> None:
         """The connection is gone: a fault, unless idle or the end marks the end of the body."""
+        self._break_stride()
         exchange = self._exchange
         if exchange is None:
             return
@@ -296,6 +341,15 @@ def _head_of(piece: bytes, exchange: Exchange) -> _Head | None:
         return None
     body_bytes = sum(map(len, exchange.pieces))
     return _Head(piece[: len(piece) - body_bytes], len(piece), exchange.headers)
+
+
+def _ends_chunk(read: bytes, data: bytes) -> bool:
+    """A read ends where a chunk does, by the last data in it; not all that do are told.
+
+    Of the framing, only a chunk's end has a line feed before its CRLF, the last one of its data; unless that
+    CRLF is data too. The end of the whole answer, which looks the same, is told before.
+    """
+    return read.endswith(b"\n\r\n") and not data.endswith(b"\r\n")
 
 
 def _delimited(exchange: Exchange) -> bool:

@@ -21,6 +21,30 @@ _TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|text)": ?"(%b)"' %
 quotes would be escaped there."""
 _plain = re.compile(_PLAIN).fullmatch
 
+_KNOWN: set[bytes] = set()
+"""Short texts that were found plain: tokens come again and again."""
+_KNOWN_MOST, _SHORT = 4_096, 32
+
+_CRLF = b"\r\n"
+_LONGEST = 2_048
+"""Chunks of HTTP/1.1 that are longer than this are parsed: their tokens are not what they are made of."""
+
+
+def _size_line(total: int) -> bytes:
+    """The line that begins a chunk of HTTP/1.1, of so many bytes from that line to its end.
+
+    As all servers write it: no leading zero, no capital, no extension (RFC 9112 section 7.1). Where there
+    is none, a line that is not one either.
+    """
+    for digits in range(1, 4):
+        line = b"%x\r\n" % max(total - digits - 2 * len(_CRLF), 0)
+        if len(line) == digits + len(_CRLF) and line[0] != ord("0"):
+            return line
+    return _CRLF
+
+
+_SIZE_LINES = tuple(map(_size_line, range(_LONGEST)))
+
 
 class Pattern(msgspec.Struct, frozen=True, gc=False):
     """What stands before and after the text in every piece of its kind."""
@@ -31,12 +55,42 @@ class Pattern(msgspec.Struct, frozen=True, gc=False):
     def matches(self, piece: bytes) -> bool:
         """The piece differs in its text only, which is not empty, and valid UTF-8."""
         head, tail = self.head, self.tail
-        return (
-            piece.startswith(head)
-            and piece.endswith(tail)
-            and _plain(piece, len(head), len(piece) - len(tail)) is not None
-            and (piece.isascii() or _is_utf8(piece))
-        )
+        text = piece[len(head) : -len(tail)]
+        return (text in _KNOWN or _is_plain(text)) and piece == b"".join((head, text, tail))
+
+
+class Stride:
+    """Takes the reads of a stream as long as each is one whole chunk of HTTP/1.1 that matches a pattern.
+
+    Of such a chunk its stamp says all that is new: nothing is parsed, nothing put by, and little memory
+    touched. That of a thousand streams does not stay in the cache, and is what a chunk costs.
+
+    Args:
+        pattern: what the chunks' data looks like.
+        chunk_ns: where the stamps go.
+    """
+
+    __slots__ = ("_chunk_ns", "_end", "_head", "bytes_in")
+
+    def __init__(self, pattern: Pattern, chunk_ns: list[int]) -> None:
+        self.bytes_in = 0
+        """Of the chunks taken, with their framing."""
+        self._head = pattern.head
+        self._end = pattern.tail + _CRLF
+        self._chunk_ns = chunk_ns
+
+    def takes(self, read: bytes, stamp_ns: int) -> bool:
+        """Take a read, which begins where a chunk does; False if it is more, less, or says something else."""
+        total = len(read)
+        if total >= _LONGEST:
+            return False
+        line, head, end = _SIZE_LINES[total], self._head, self._end
+        text = read[len(line) + len(head) : -len(end)]
+        if not (text in _KNOWN or _is_plain(text)) or read != b"".join((line, head, text, end)):
+            return False
+        self._chunk_ns.append(stamp_ns)
+        self.bytes_in += total
+        return True
 
 
 def pattern_of(piece: bytes, event: Event, delta: Delta) -> Pattern | None:
@@ -58,9 +112,14 @@ def pattern_of(piece: bytes, event: Event, delta: Delta) -> Pattern | None:
     return Pattern(piece[: start + begin], piece[start + end :])
 
 
-def _is_utf8(piece: bytes) -> bool:
+def _is_plain(text: bytes) -> bool:
+    """The text says what it spells."""
     try:
-        piece.decode()
+        text.decode()
     except UnicodeDecodeError:
         return False
+    if _plain(text) is None:
+        return False
+    if len(text) <= _SHORT and len(_KNOWN) < _KNOWN_MOST:
+        _KNOWN.add(text)
     return True

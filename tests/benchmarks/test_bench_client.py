@@ -49,6 +49,7 @@ class _OpenTransport:
 
     open = drained = True
     floor_ns = 0
+    taker = None
 
     def alive(self) -> bool:
         return True

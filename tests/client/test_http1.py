@@ -361,7 +361,7 @@ def test_each_user_has_a_connection_of_its_own():
 def test_our_own_bug_reaches_the_one_who_waits(monkeypatch):
     with serving(answers(OK)) as server:
         connection = Connection(target.parse(server.url))
-        monkeypatch.setattr(connection, "_end", lambda *_: 1 // 0)
+        monkeypatch.setattr(Connection, "_end", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             attempt(connection)
 

@@ -8,15 +8,19 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import DONE, chunk
+from scripted import event as told
 
 from harness.client import answer as answers
 from harness.client.answer import Stream
 from harness.client.call import prepare
 from harness.client.dialects.chat import decode
-from harness.client.exchange import Exchange, limits
-from harness.client.pattern import pattern_of
+from harness.client.exchange import Exchange, Limits, limits
+from harness.client.http1 import Connection
+from harness.client.pattern import Stride, pattern_of
 from harness.client.sse import Event
 from harness.client.target import parse
+from harness.record import Outcome
 from harness.workload.prompts import Request
 from harness.workload.scenario import Timeouts
 
@@ -140,3 +144,203 @@ def test_the_usual_piece_is_told_by_its_pattern_alone():
     answer.read(exchange)
     assert answer.chunk_ns == list(range(50))
     assert len(decoded) == 2  # the first is not known to be whole, the second teaches the pattern
+
+
+# -- a stream in its stride: whole chunks of HTTP/1.1, each a read of its own -----------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 80, 81, 82, 83, 90, 300, 1_500, 1_800])
+def test_a_stride_takes_a_chunk_of_any_size(size):
+    stamps = []
+    stride, read = Stride(learned(), stamps), chunk(HEAD + b"x" * size + TAIL)
+    assert stride.takes(read, 7)
+    assert (stamps, stride.bytes_in) == ([7], len(read))
+
+
+USUAL = chunk(HEAD + b"a" + TAIL)
+SIZE_A0 = HEAD + b"x" * (0xA0 - len(HEAD + TAIL)) + TAIL
+CAPITAL = b"A0\r\n%b\r\n" % SIZE_A0
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        b"",
+        USUAL + USUAL,
+        USUAL + b"0\r\n\r\n",
+        USUAL[:-1],
+        USUAL[1:],
+        USUAL[:-2],
+        b"0" + USUAL,
+        USUAL.replace(b"\r\n", b";x\r\n", 1),
+        USUAL.replace(b"\r\n", b"\n", 1),
+        CAPITAL,
+        chunk(HEAD + b"a\\n" + TAIL),
+        chunk(HEAD + b"\xff" + TAIL),
+        chunk(HEAD + TAIL),
+        chunk(HEAD[:-1] + TAIL[1:]),
+        chunk(b"data: [DONE]\n\n"),
+        chunk(HEAD + b"x" * 2_000 + TAIL),
+        b"0\r\n\r\n",
+    ],
+    ids=["nothing", "two", "the last too", "less", "begun", "no end", "zero", "extension", "line feed",
+         "capital", "escape", "not utf-8", "empty", "overlap", "done", "long", "end"],
+)  # fmt: skip
+def test_a_stride_takes_nothing_else(read):
+    stamps = []
+    stride = Stride(learned(), stamps)
+    assert not stride.takes(read, 7)
+    assert (stamps, stride.bytes_in) == ([], 0)
+
+
+class Wire:
+    """Stands for the socket: a read goes to the taker, and then to the connection, as `Transport` has it."""
+
+    def __init__(self, monkeypatch):
+        self.open = self.drained = True
+        self.floor_ns, self.unheard_bytes, self.taker = 0, 0, None
+        self.connection = Connection(parse("http://127.0.0.1:1"))
+        monkeypatch.setattr("harness.client.http1.connect", lambda *_, **__: self)
+        monkeypatch.setattr(Exchange, "wait", lambda _: None)
+        self.exchange = Exchange(Limits(10**12, 10**6, 10**12), 1, Stream(CALL))
+        self.connection.exchange(self.exchange, CALL)
+        self.exchange.sent_ns = 2
+
+    def write(self, payload):
+        return bool(payload)
+
+    def close(self):
+        self.open = False
+
+    def read(self, piece, stamp_ns):
+        if self.open and not (self.taker and self.taker.takes(piece, stamp_ns)):
+            self.connection.on_bytes(piece, stamp_ns)
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def seen(reads):
+    """What the wire and the answer know after these reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        wire = Wire(patch)
+        for stamp_ns, read in enumerate(reads, 10):
+            wire.read(read, stamp_ns)
+        exchange, answer = wire.exchange, wire.exchange.digester
+        if exchange.ended_ns is None:
+            wire.connection.on_end(None, 9_999)
+        exchange.digest()
+        answer.end(exchange)
+        return (
+            (exchange.bytes_in, exchange.status, exchange.headers_ns, exchange.ended_ns, exchange.outcome),
+            (answer.chunk_ns, answer.first_event_ns, answer.first_token_ns, answer.first_content_ns),
+            (answer.said, answer.choices, answer.done, answer.kept_alive),
+            exchange.error,
+        )
+
+
+usual = st.sampled_from(["a", " the", "数", "token", "x" * 90]).map(
+    lambda text: spelled(("content", text, None, False))
+)
+several = st.lists(st.one_of(usual, usual, usual, events.map(spelled)), max_size=40)
+cuts = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 300)), max_size=6)
+
+
+@given(several, cuts, st.booleans())
+def test_an_answer_reads_the_same_without_strides(whole, cuts, ended):
+    reads = [STREAM_HEAD, *(chunk(event) for event in whole if event)]
+    reads += [chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"] if ended else []
+    for at, place in cuts:  # some reads end in mid-chunk; some hold more than one
+        number = at % len(reads)
+        first, rest = reads[number][:place], reads[number][place:]
+        following = reads[number + 1] if number + 1 < len(reads) else b""
+        reads[number : number + 2] = [each for each in (first, rest + following) if each]
+    quick = seen(reads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stream, "stride", lambda *_: None)
+        assert seen(reads) == quick
+
+
+LEARNT = [STREAM_HEAD, *[USUAL] * 20]
+
+
+@pytest.mark.parametrize(
+    "before", [HEAD + b"b" + TAIL, HEAD + b"b" + TAIL + b":\n\r\n"], ids=["event", "line"]
+)
+def test_what_looks_like_a_chunk_in_mid_chunk_is_data(before):
+    data = before + USUAL
+    reads = [*LEARNT, b"%x\r\n" % len(data) + before, USUAL, b"\r\n", chunk(DONE) + b"0\r\n\r\n"]
+    (bytes_in, *_, outcome), (chunk_ns, *_), *_ = seen(reads)
+    assert (bytes_in, outcome, len(chunk_ns)) == (sum(map(len, reads)), None, 22)
+
+
+def test_what_looks_like_an_event_in_mid_event_is_not_one():
+    reads = [*LEARNT, chunk(b"event: error\n"), USUAL, chunk(DONE) + b"0\r\n\r\n"]
+    *_, (said, *_), _ = seen(reads)
+    assert said[0] == Outcome.IN_BAND_ERROR
+
+
+def parsed(monkeypatch):
+    """Which reads llhttp gets."""
+    feed, reads = Connection.on_bytes, []
+
+    def on_bytes(self, piece, stamp_ns):
+        reads.append(stamp_ns)
+        feed(self, piece, stamp_ns)
+
+    monkeypatch.setattr(Connection, "on_bytes", on_bytes)
+    return reads
+
+
+def test_a_stream_in_its_stride_is_not_parsed(monkeypatch):
+    reads = parsed(monkeypatch)
+    wire = Wire(monkeypatch)
+    for stamp_ns, piece in enumerate([STREAM_HEAD, *[chunk(told("token"))] * 200], 10):
+        wire.read(piece, stamp_ns)
+    assert reads == list(range(10, 10 + len(reads)))
+    assert len(reads) < 20
+    assert wire.exchange.digester.chunk_ns == list(range(11, 211))
+    assert not wire.exchange.pieces
+
+
+def test_one_unusual_chunk_does_not_end_the_stride_for_long(monkeypatch):
+    reads = parsed(monkeypatch)
+    wire = Wire(monkeypatch)
+    texts = [*["token"] * 40, "\\n", *["token"] * 40]
+    for stamp_ns, piece in enumerate([STREAM_HEAD, *(chunk(told(text)) for text in texts)], 10):
+        wire.read(piece, stamp_ns)
+    assert [stamp_ns for stamp_ns in reads if stamp_ns > 40] == [51]
+    assert wire.exchange.digester.chunk_ns == list(range(11, 92))
+
+
+def test_a_stream_in_its_stride_makes_progress_until_its_last_chunk(monkeypatch):
+    wire = Wire(monkeypatch)
+    for number, piece in enumerate([STREAM_HEAD, *[chunk(told("token"))] * 40]):
+        wire.read(piece, number * 900_000)
+    last_ns = 40 * 900_000
+    assert wire.exchange.overdue(last_ns + 999_999) is None
+    assert wire.exchange.overdue(last_ns + 1_000_000)[1] == "idle timeout in mid-answer"
+
+
+@pytest.mark.parametrize("tail", [b"", chunk(DONE), chunk(DONE) + b"0\r\n\r\n", b"broken\r\n"])
+def test_all_bytes_are_counted_however_a_stride_ends(monkeypatch, tail):
+    wire, reads = Wire(monkeypatch), [STREAM_HEAD, *[chunk(told("token"))] * 40, *[tail] * bool(tail)]
+    for stamp_ns, piece in enumerate(reads):
+        wire.read(piece, stamp_ns)
+    if wire.open:
+        wire.connection.on_end(None, 99)
+    assert wire.exchange.bytes_in == sum(map(len, reads))
+    assert wire.taker is None
+
+
+@pytest.mark.parametrize("ended_by", ["a kill", "a deadline"])
+def test_all_bytes_are_counted_when_we_end_a_stream_in_its_stride(monkeypatch, ended_by):
+    wire = Wire(monkeypatch)
+    for stamp_ns, piece in enumerate([STREAM_HEAD, *[chunk(told("token"))] * 40]):
+        wire.read(piece, stamp_ns)
+    if ended_by == "a kill":
+        wire.connection.drop(wire.exchange)
+    else:
+        wire.connection.give_up(wire.exchange, Outcome.TIMEOUT, "total timeout")
+    assert wire.taker is None
+    assert wire.exchange.bytes_in == len(STREAM_HEAD) + 40 * len(chunk(told("token")))

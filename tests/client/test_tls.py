@@ -11,7 +11,7 @@ import pytest
 import trustme
 from gevent import socket
 from gevent import ssl as cooperative
-from scripted import CHAT_BODY, DONE, Peer, answers, attempt, chunked, event, http, serving
+from scripted import CHAT_BODY, DONE, Peer, answers, attempt, chunk, chunked, event, http, serving
 
 from harness.client import target
 from harness.client.http1 import Connection
@@ -59,6 +59,35 @@ def test_a_trusted_server_answers(authority, stamps):
     assert [r.reused_connection for r in records] == [False, True, True]
     assert all(len(r.chunk_ns) == 2 for r in records)
     assert all(r.sent_ns <= r.headers_ns <= r.chunk_ns[0] <= r.ended_ns for r in records)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_reads_of_a_stream_in_its_stride_pass_the_parser_by(authority, monkeypatch, encrypted):
+    parse, parsed = Connection.on_bytes, []
+
+    def on_bytes(self, piece: bytes, stamp_ns: int) -> None:
+        parsed.append(piece)
+        parse(self, piece, stamp_ns)
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(chunked(event("a"), end=False))
+        for _ in range(100):
+            gevent.idle()  # the client reads
+            peer.send(chunk(event("token")))
+        gevent.idle()
+        peer.send(chunk(event("b", finish="stop")) + chunk(DONE) + b"0\r\n\r\n")
+        peer.until_gone()
+
+    monkeypatch.setattr(Connection, "on_bytes", on_bytes)
+    context = server_context(authority.issue_cert("127.0.0.1"), "http/1.1") if encrypted else None
+    with serving(script, ssl_context=context) as server:
+        tls = client_context(authority) if encrypted else None
+        connection = Connection(target.parse(server.url), tls=tls)
+        record = attempt(connection, stream=True)
+        connection.close()
+    assert (record.outcome, len(record.chunk_ns)) == (Outcome.OK, 102)
+    assert len(parsed) < 50
 
 
 def test_an_untrusted_authority_is_a_connect_error(authority):
