@@ -84,7 +84,11 @@ _WORKER = "harness.users.worker"
 RULES = (
     Rule("TLS", _TRANSPORT, ("_Tls", "_handshake", "tls_context", "Transport._deliver_tls")),
     Rule("TLS", "ssl"),
-    Rule("read", _TRANSPORT, ("Transport._on_readable", "Transport.alive")),
+    Rule(
+        "read",
+        _TRANSPORT,
+        ("Transport._on_readable", "Transport.alive", "Transport._tell", "Transport._hand_over"),
+    ),
     Rule("write", _TRANSPORT, ("Transport.write", "Transport._on_writable")),
     Rule("connect", _TRANSPORT),
     Rule("connect", _HTTP1, ("Connection._usable",)),

@@ -100,7 +100,7 @@ class Stream:
         return self.chunk_ns[-1] if self.chunk_ns else 0
 
     def stride(self, exchange: Exchange) -> Stride | None:
-        """What may take the chunks to come, if they will look as those before: all pieces are read, then."""
+        """What may take the chunks to come, once all pieces are read; None if none looks like another."""
         if self._usual is None:
             return None
         exchange.digest()

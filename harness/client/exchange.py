@@ -24,8 +24,8 @@ DIGEST_BYTES = 8_192
 """A stream's bytes are read and let go when this many have gathered: some 30 chunks, so that a thousand
 streams stay in the cache, and none holds up the others for long."""
 
-LEARN_BYTES = 1_024
-"""The first of them are read sooner: they teach how the others look."""
+_LEARN_BYTES = 1_024
+"""The first of its body are read sooner: they teach how the others look."""
 
 SWEEP_S = 0.05
 """Deadlines are looked at this often: none is missed by more."""
@@ -65,7 +65,7 @@ class Digest(Protocol):
         """The stamp of the last token; 0 before the first."""
 
     def stride(self, exchange: Exchange) -> Stride | None:
-        """What may take the chunks to come, if they will look as those before: all pieces are read, then."""
+        """What may take the chunks to come, once all pieces are read; None if none looks like another."""
 
 
 class Exchange:
@@ -115,14 +115,14 @@ class Exchange:
         """What went wrong on the wire; None if nothing did."""
         self.error = ""
         self.bug: BaseException | None = None
-        self.digest_at = sys.maxsize if digester is None else LEARN_BYTES
+        self.digest_at = sys.maxsize
         self._waiter: gevent.Greenlet | None = None
         self._waking: Any = None
         """The loop's callback that will wake the waiter."""
         self.headers: dict[bytes, bytes] = {}
         """Of the response, at least those that `HEADERS` names: names in lower case, the first of each."""
         self.pieces: list[bytes] = []
-        """The body, as it came: one piece a read and HTTP chunk."""
+        """The body, as it came: one piece a read and HTTP chunk. Of a stream, what has not been read."""
         self.stamps: list[int] = []
         """The stamp of the read that brought each piece."""
         self.check_ns = started_ns + bounds.first_ns
@@ -167,6 +167,11 @@ class Exchange:
         """Hand a bug of ours, met in the hub, to the greenlet that waits."""
         self.bug = bug
         self._wake()
+
+    def begin_body(self) -> None:
+        """The head is whole. Only what it promises to be a stream is read while it comes."""
+        if self.digester is not None and self.status is not None and self.status < 300:
+            self.digest_at = self.bytes_in + _LEARN_BYTES
 
     def digest(self) -> None:
         """Read and let go the gathered pieces."""

@@ -9,7 +9,7 @@ import msgspec
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from harness.client.call import Call
-from harness.client.exchange import HEADER_LENGTHS, Exchange, deadlines
+from harness.client.exchange import DIGEST_BYTES, HEADER_LENGTHS, Exchange, deadlines
 from harness.client.pattern import Stride
 from harness.client.target import Target
 from harness.client.transport import STAMPS, WALL, Transport, UnreachableError, cause, connect, tls_context
@@ -71,6 +71,7 @@ class Connection:
         "_stamp_ns",
         "_stamps",
         "_stride",
+        "_stride_at",
         "_tls",
         "_transport",
         "_usual",
@@ -107,6 +108,8 @@ class Connection:
         self._usual: _Head | None = None
         self._stride: Stride | None = None
         """Takes the reads of a stream before they come here, as long as all look alike."""
+        self._stride_at = 0
+        """No stride before so many bytes: the last one took nothing."""
 
     def exchange(self, exchange: Exchange, call: Call) -> None:
         """Send a request and wait for the end of its answer, or of the hope for one.
@@ -119,6 +122,7 @@ class Connection:
                 return
             self._exchange = exchange
             self._complete = self._informational = False
+            self._stride_at = 0
             if exchange.check_ns < self._deadlines.first_ns:  # noqa: PLR1730 - a call of min, for each request
                 self._deadlines.first_ns = exchange.check_ns
             exchange.bytes_out += len(call.http1)
@@ -239,7 +243,11 @@ class Connection:
             self._end(exchange, stamp_ns, Outcome.MALFORMED, "response head too long")
         elif exchange.digester is not None:
             pieces = exchange.pieces
-            if len(pieces) == before + 1 and _ends_chunk(piece, pieces[-1]):
+            if (
+                exchange.bytes_in >= self._stride_at
+                and len(pieces) == before + 1
+                and _ends_chunk(piece, pieces[-1])
+            ):
                 assert self._transport is not None
                 self._stride = self._transport.taker = exchange.digester.stride(exchange)
             if exchange.bytes_in >= exchange.digest_at:
@@ -252,6 +260,8 @@ class Connection:
         assert self._exchange is not None
         assert self._transport is not None
         self._exchange.bytes_in += self._stride.bytes_in
+        if not self._stride.bytes_in:
+            self._stride_at = self._exchange.bytes_in + DIGEST_BYTES
         self._stride = self._transport.taker = None
 
     def on_end(self, error: OSError | None, stamp_ns: int) -> None:
@@ -318,6 +328,7 @@ class Connection:
             return
         exchange.status = status
         exchange.headers_ns = self._stamp_ns
+        exchange.begin_body()
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body; it is only put by, parsing comes after the stamps of others."""

@@ -345,6 +345,7 @@ class _Link:
                 exchange.status = int(value)
             else:
                 exchange.headers.setdefault(bytes(name), bytes(value))
+        exchange.begin_body()
 
     def _take_body(self, event: DataReceived, stamp_ns: int) -> None:
         self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)

@@ -2,7 +2,8 @@
 
 Servers send token after token in the same words: `data: {"id":"x",...,"delta":{"content":"` token
 `"},"finish_reason":null}]}`. Once such a piece has been parsed, a later one with the same head and tail
-and a plain text between them says the same, and that is found out in 0.3 µs instead of 5.
+and a plain text between them says the same, and that is found out in 0.3 µs instead of 5. Where each comes
+in a chunk of HTTP/1.1 and a read of its own, the chunk's framing is part of what repeats itself.
 """
 
 from __future__ import annotations
@@ -30,20 +31,22 @@ _LONGEST = 2_048
 """Chunks of HTTP/1.1 that are longer than this are parsed: their tokens are not what they are made of."""
 
 
-def _size_line(total: int) -> bytes:
+def _size_line(total: int, form: bytes) -> bytes:
     """The line that begins a chunk of HTTP/1.1, of so many bytes from that line to its end.
 
-    As all servers write it: no leading zero, no capital, no extension (RFC 9112 section 7.1). Where there
-    is none, a line that is not one either.
+    Without leading zeros and extensions (RFC 9112 section 7.1). No chunk has certain lengths: one that is as
+    long begins with no line, and so with more than there is.
     """
     for digits in range(1, 4):
-        line = b"%x\r\n" % max(total - digits - 2 * len(_CRLF), 0)
+        line = form % max(total - digits - 2 * len(_CRLF), 0)
         if len(line) == digits + len(_CRLF) and line[0] != ord("0"):
             return line
-    return _CRLF
+    return bytes(total + 1)
 
 
-_SIZE_LINES = tuple(map(_size_line, range(_LONGEST)))
+_SIZE_LINES = tuple(_size_line(total, b"%x\r\n") for total in range(_LONGEST))
+_CAPITALS = tuple(_size_line(total, b"%X\r\n") for total in range(_LONGEST))
+"""As hyper and gunicorn write them."""
 
 
 class Pattern(msgspec.Struct, frozen=True, gc=False):
@@ -70,13 +73,14 @@ class Stride:
         chunk_ns: where the stamps go.
     """
 
-    __slots__ = ("_chunk_ns", "_end", "_head", "bytes_in")
+    __slots__ = ("_chunk_ns", "_end", "_head", "_size_lines", "bytes_in")
 
     def __init__(self, pattern: Pattern, chunk_ns: list[int]) -> None:
         self.bytes_in = 0
         """Of the chunks taken, with their framing."""
         self._head = pattern.head
         self._end = pattern.tail + _CRLF
+        self._size_lines = _SIZE_LINES
         self._chunk_ns = chunk_ns
 
     def takes(self, read: bytes, stamp_ns: int) -> bool:
@@ -84,10 +88,14 @@ class Stride:
         total = len(read)
         if total >= _LONGEST:
             return False
-        line, head, end = _SIZE_LINES[total], self._head, self._end
+        line, head, end = self._size_lines[total], self._head, self._end
         text = read[len(line) + len(head) : -len(end)]
-        if not (text in _KNOWN or _is_plain(text)) or read != b"".join((line, head, text, end)):
+        if not (text in _KNOWN or _is_plain(text)):
             return False
+        if read != b"".join((line, head, text, end)):
+            if read != b"".join((_CAPITALS[total], head, text, end)):
+                return False
+            self._size_lines = _CAPITALS
         self._chunk_ns.append(stamp_ns)
         self.bytes_in += total
         return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import socket as names
 from itertools import pairwise
 
@@ -348,6 +350,41 @@ def test_many_small_chunks_leave_nothing_behind_but_their_stamps():
     assert record.outcome == Outcome.OK
     assert len(record.chunk_ns) == 3_001
     assert list(record.chunk_ns) == sorted(record.chunk_ns)
+
+
+def test_a_long_error_in_place_of_a_stream_keeps_its_name():
+    body = json.dumps({"error": {"code": "some_code", "message": "x" * 20_000}}).encode()
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        response = http("400 Bad Request", body)
+        peer.send(response[:2_000])
+        gevent.idle()  # the client reads
+        peer.send(response[2_000:])
+        peer.until_gone()
+
+    with serving(script) as server:
+        record = attempt(server.url, stream=True)
+    assert (record.outcome, record.error) == (Outcome.HTTP_ERROR, "HTTP 400 some_code")
+    assert record.first_event_ns is None
+
+
+def test_a_head_that_comes_in_pieces_is_read_as_one():
+    packed = gzip.compress(event("a") + event("b", finish="stop") + DONE)
+    fields = b"X-Padding: %b\r\nContent-Encoding: gzip" % (b"x" * 1_500)
+    response = chunked(packed).replace(b"\r\n\r\n", b"\r\n" + fields + b"\r\n\r\n", 1)
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(response[:1_200])
+        gevent.idle()  # the client reads
+        peer.send(response[1_200:])
+        peer.until_gone()
+
+    with serving(script) as server:
+        record = attempt(server.url, stream=True)
+    assert (record.outcome, record.error) == (Outcome.OK, "")
+    assert len(record.chunk_ns) == 2
 
 
 def test_each_user_has_a_connection_of_its_own():

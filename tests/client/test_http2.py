@@ -14,6 +14,7 @@ from scripted import DONE, Peer, answers, attempt, call_to, event, http, patient
 from test_tls import client_context, server_context
 
 from harness.client import target
+from harness.client.answer import Stream
 from harness.client.http2 import Mux
 from harness.client.send import send_batch
 from harness.clock import now_ns
@@ -148,6 +149,37 @@ def test_a_wrong_length_leaves_the_others_alone(said, pieces):
     for each in (records, again):
         assert [r.outcome for r in each] == [Outcome.OK, Outcome.MALFORMED, Outcome.OK]
         assert each[1].error == "wrong content-length"
+
+
+def test_a_long_stream_is_read_while_it_comes(monkeypatch):
+    read, gathered = Stream.read, []
+    monkeypatch.setattr(Stream, "read", lambda self, it: gathered.append(len(it.pieces)) or read(self, it))
+
+    def answer(peer: H2Peer, stream: int) -> None:
+        peer.head(stream, **{"content-type": "text/event-stream"})
+        for _ in range(300):
+            peer.body(stream, event("token"))
+        peer.body(stream, event("", finish="stop") + DONE, end=True)
+
+    with serving_h2(answer) as server:
+        mux = Mux(target.parse(server.url))
+        (record,) = batch(mux, 1, stream=True)
+        mux.close()
+    assert (record.outcome, len(record.chunk_ns)) == (Outcome.OK, 300)
+    assert max(gathered) < 120
+
+
+def test_a_long_error_in_place_of_a_stream_keeps_its_name():
+    def answer(peer: H2Peer, stream: int) -> None:
+        peer.head(stream, "400")
+        body = json.dumps({"error": {"code": "some_code", "message": "x" * 20_000}}).encode()
+        peer.body(stream, body, end=True)
+
+    with serving_h2(answer) as server:
+        mux = Mux(target.parse(server.url))
+        (record,) = batch(mux, 1, stream=True)
+        mux.close()
+    assert (record.outcome, record.error) == (Outcome.HTTP_ERROR, "HTTP 400 some_code")
 
 
 def test_data_that_contradict_their_length_are_read_all_the_same():

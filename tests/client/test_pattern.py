@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import gevent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import DONE, chunk
+from scripted import DONE, Peer, attempt, chunk, serving
 from scripted import event as told
 
 from harness.client import answer as answers
@@ -149,17 +150,23 @@ def test_the_usual_piece_is_told_by_its_pattern_alone():
 # -- a stream in its stride: whole chunks of HTTP/1.1, each a read of its own -----------------------------
 
 
-@pytest.mark.parametrize("size", [1, 2, 9, 80, 81, 82, 83, 90, 300, 1_500, 1_800])
-def test_a_stride_takes_a_chunk_of_any_size(size):
+def sized(size, form=b"%x"):
+    """A chunk whose data is so long."""
+    data = HEAD + b"x" * (size - len(HEAD + TAIL)) + TAIL
+    return (form + b"\r\n%b\r\n") % (size, data)
+
+
+@pytest.mark.parametrize("form", [b"%x", b"%X"])
+@pytest.mark.parametrize("size", [0x60, 0x9F, 0xA0, 0xFE, 0xFF, 0x100, 0x101, 0x300, 0x7F8])
+def test_a_stride_takes_a_chunk_of_any_size(size, form):
     stamps = []
-    stride, read = Stride(learned(), stamps), chunk(HEAD + b"x" * size + TAIL)
+    stride, read = Stride(learned(), stamps), sized(size, form)
     assert stride.takes(read, 7)
-    assert (stamps, stride.bytes_in) == ([7], len(read))
+    assert stride.takes(read, 8)
+    assert (stamps, stride.bytes_in) == ([7, 8], 2 * len(read))
 
 
 USUAL = chunk(HEAD + b"a" + TAIL)
-SIZE_A0 = HEAD + b"x" * (0xA0 - len(HEAD + TAIL)) + TAIL
-CAPITAL = b"A0\r\n%b\r\n" % SIZE_A0
 
 
 @pytest.mark.parametrize(
@@ -174,7 +181,10 @@ CAPITAL = b"A0\r\n%b\r\n" % SIZE_A0
         b"0" + USUAL,
         USUAL.replace(b"\r\n", b";x\r\n", 1),
         USUAL.replace(b"\r\n", b"\n", 1),
-        CAPITAL,
+        sized(0xAB).replace(b"ab", b"aB", 1),
+        b"\r\n%b\r\n" % (HEAD + b"x" * (258 - len(HEAD + TAIL)) + TAIL),
+        b"\r\n" * 10,
+        b"x" * 262,
         chunk(HEAD + b"a\\n" + TAIL),
         chunk(HEAD + b"\xff" + TAIL),
         chunk(HEAD + TAIL),
@@ -184,7 +194,8 @@ CAPITAL = b"A0\r\n%b\r\n" % SIZE_A0
         b"0\r\n\r\n",
     ],
     ids=["nothing", "two", "the last too", "less", "begun", "no end", "zero", "extension", "line feed",
-         "capital", "escape", "not utf-8", "empty", "overlap", "done", "long", "end"],
+         "both cases", "no size", "line ends", "nonsense", "escape", "not utf-8", "empty", "overlap", "done",
+         "long", "end"],
 )  # fmt: skip
 def test_a_stride_takes_nothing_else(read):
     stamps = []
@@ -208,6 +219,9 @@ class Wire:
 
     def write(self, payload):
         return bool(payload)
+
+    def alive(self):
+        return self.open
 
     def close(self):
         self.open = False
@@ -239,17 +253,18 @@ def seen(reads):
         )
 
 
+learning = [spelled(("content", "token", None, False))] * 16
 usual = st.sampled_from(["a", " the", "数", "token", "x" * 90]).map(
     lambda text: spelled(("content", text, None, False))
 )
 several = st.lists(st.one_of(usual, usual, usual, events.map(spelled)), max_size=40)
-cuts = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 300)), max_size=6)
+cuts = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 300)), max_size=6)
 
 
-@given(several, cuts, st.booleans())
-def test_an_answer_reads_the_same_without_strides(whole, cuts, ended):
-    reads = [STREAM_HEAD, *(chunk(event) for event in whole if event)]
-    reads += [chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"] if ended else []
+@given(several, cuts, st.booleans(), st.sampled_from([b"%x\r\n%b\r\n", b"%X\r\n%b\r\n"]))
+def test_an_answer_reads_the_same_without_strides(whole, cuts, ended, form):
+    reads = [STREAM_HEAD, *(form % (len(event), event) for event in [*learning, *whole] if event)]
+    reads += [chunk(b"data: [DONE]\n\n"), b"0\r\nX-Trailer: 1\r\n\r\n"] if ended else []
     for at, place in cuts:  # some reads end in mid-chunk; some hold more than one
         number = at % len(reads)
         first, rest = reads[number][:place], reads[number][place:]
@@ -311,6 +326,76 @@ def test_one_unusual_chunk_does_not_end_the_stride_for_long(monkeypatch):
         wire.read(piece, stamp_ns)
     assert [stamp_ns for stamp_ns in reads if stamp_ns > 40] == [51]
     assert wire.exchange.digester.chunk_ns == list(range(11, 92))
+
+
+def test_chunks_that_never_match_are_not_tried_again_and_again(monkeypatch):
+    wire, tried = Wire(monkeypatch), []
+    takes = Stride.takes
+    monkeypatch.setattr(Stride, "takes", lambda self, *read: tried.append(read) or takes(self, *read))
+    for number in range(300):
+        padded = told("token").replace(b'{"choices"', b'{"padding":"%09d","choices"' % number)
+        wire.read(chunk(padded) if number else STREAM_HEAD, number)
+    wire.read(chunk(DONE) + b"0\r\n\r\n", 300)
+    assert 0 < len(tried) <= 5
+    wire.exchange.digest()
+    assert wire.exchange.digester.chunk_ns == list(range(1, 300))
+
+    wire.exchange = Exchange(Limits(10**12, 10**6, 10**12), 1, Stream(CALL))
+    wire.connection.exchange(wire.exchange, CALL)
+    for stamp_ns, piece in enumerate([STREAM_HEAD, *[USUAL] * 40]):
+        wire.read(piece, stamp_ns)
+    assert len(tried) > 20
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked",
+        b"Content-Length: 100000",
+        b"Connection: close",
+    ],
+)
+def test_what_is_not_in_plain_chunks_of_http_is_parsed(monkeypatch, fields):
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%b\r\n\r\n" % fields
+    inflated = b"gzip" in fields
+    reads = [head, *[chunk(b"\x1f\x8b") if inflated else told("token") + USUAL] * 60]
+    wire = Wire(monkeypatch)
+    for stamp_ns, piece in enumerate(reads):
+        wire.read(piece, stamp_ns)
+        assert wire.taker is None
+
+
+def test_a_comment_in_mid_stride_is_no_progress(monkeypatch):
+    wire = Wire(monkeypatch)
+    for number, piece in enumerate([STREAM_HEAD, *[chunk(told("token"))] * 40, chunk(b": still here\n\n")]):
+        wire.read(piece, number * 900_000)
+    assert wire.exchange.overdue(40 * 900_000 + 1_000_000)[1] == "idle timeout in mid-answer"
+
+
+def test_a_connection_is_used_again_after_a_stride(monkeypatch):
+    wire, reads = Wire(monkeypatch), [STREAM_HEAD, *[USUAL] * 40, chunk(DONE) + b"0\r\n\r\n"]
+    for again in (False, True):
+        if again:
+            wire.exchange = Exchange(Limits(10**12, 10**6, 10**12), 1, Stream(CALL))
+            wire.connection.exchange(wire.exchange, CALL)
+        for stamp_ns, piece in enumerate(reads):
+            wire.read(piece, stamp_ns)
+        wire.exchange.digest()
+        assert wire.exchange.digester.chunk_ns == list(range(1, 41))
+        assert wire.exchange.bytes_in == sum(map(len, reads))
+
+
+def test_a_bug_in_a_stride_reaches_the_one_who_waits(monkeypatch):
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        for piece in [STREAM_HEAD, *[USUAL] * 40]:
+            peer.send(piece)
+            gevent.idle()  # the client reads
+        peer.until_gone()
+
+    monkeypatch.setattr(Stride, "takes", lambda *_: 1 // 0)
+    with serving(script) as server, pytest.raises(ZeroDivisionError):
+        attempt(server.url, stream=True)
 
 
 def test_a_stream_in_its_stride_makes_progress_until_its_last_chunk(monkeypatch):

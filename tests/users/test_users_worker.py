@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from typing import Any
 
 import apart
@@ -254,8 +256,9 @@ def test_open_files_are_counted_by_the_kernel_as_by_listing_them() -> None:
         before = count()
         opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]
         after = count()
-        print(json.dumps([b - a for a, b in zip(before, after)] + [max(before) - min(before)]))
+        print(json.dumps([[b - a for a, b in zip(before, after)], max(before) - min(before)]))
     """)
-    *more, apart_by = said
-    assert set(more) == {50}
+    more, apart_by = said
+    kernel = tuple(map(int, platform.release().split(".")[:2])) if sys.platform == "linux" else (0, 0)
+    assert more == [50] * (2 if kernel >= (6, 2) else 1)
     assert apart_by <= 1
