@@ -17,6 +17,8 @@ from harness.clock import now_ns
 from harness.record import Outcome
 
 MAX_HEAD_BYTES = 65_536
+_SHORT_STRIDE_BYTES = 2_048
+"""A stride that took less cost more to begin than it saved."""
 _STALE_AFTER_NS = 1_000_000_000
 _STEADY_NS = 10_000_000 if sys.platform == "linux" else 0
 """A connection that has been used again, and rested no longer, is not asked whether it is still open: that
@@ -109,7 +111,7 @@ class Connection:
         self._stride: Stride | None = None
         """Takes the reads of a stream before they come here, as long as all look alike."""
         self._stride_at = 0
-        """No stride before so many bytes: the last one took nothing."""
+        """No stride before so many bytes: the last one was too short to be worth its while."""
 
     def exchange(self, exchange: Exchange, call: Call) -> None:
         """Send a request and wait for the end of its answer, or of the hope for one.
@@ -260,7 +262,7 @@ class Connection:
         assert self._exchange is not None
         assert self._transport is not None
         self._exchange.bytes_in += self._stride.bytes_in
-        if not self._stride.bytes_in:
+        if self._stride.bytes_in < _SHORT_STRIDE_BYTES:
             self._stride_at = self._exchange.bytes_in + DIGEST_BYTES
         self._stride = self._transport.taker = None
 

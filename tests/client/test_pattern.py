@@ -347,6 +347,17 @@ def test_chunks_that_never_match_are_not_tried_again_and_again(monkeypatch):
     assert len(tried) > 20
 
 
+def test_where_chunks_often_come_in_pairs_few_strides_are_begun(monkeypatch):
+    wire, begun = Wire(monkeypatch), []
+    stride = Stream.stride
+    monkeypatch.setattr(Stream, "stride", lambda *read: begun.append(read) or stride(*read))
+    for stamp_ns, piece in enumerate([STREAM_HEAD, *[USUAL, USUAL, USUAL * 2] * 300]):
+        wire.read(piece, stamp_ns)
+    assert 0 < len(begun) < 300 * 4 * len(USUAL) // 8_192 + 10
+    wire.exchange.digest()
+    assert len(wire.exchange.digester.chunk_ns) == 1_200
+
+
 @pytest.mark.parametrize(
     "fields",
     [
