@@ -26,10 +26,6 @@ class Anchor(msgspec.Struct, frozen=True):
         """The Unix time in nanoseconds of a monotonic stamp."""
         return self.wall_ns + monotonic_ns - self.monotonic_ns
 
-    def monotonic_of(self, wall_ns: int) -> int:
-        """The monotonic stamp of a Unix time in nanoseconds."""
-        return self.monotonic_ns + wall_ns - self.wall_ns
-
 
 def anchor() -> Anchor:
     """Read both clocks, the wall between two monotonic reads, and keep the tightest of five tries."""

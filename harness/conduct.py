@@ -7,6 +7,7 @@ monkey-patched, and what it computes meanwhile (progress, percentiles) costs the
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -53,6 +54,9 @@ _MOCK_STOP_S = 60.0
 _POLL_S = 0.1
 _TRUTH = "truth.jsonl"
 _TRUTH_REQUESTS = 5_000_000
+_OURS = "harness: "
+"""So begins what the engine has to say itself, among Locust's own lines."""
+_WAITING = re.compile(r"Waiting for workers to be ready, (\d+ of \d+ connected)")
 _LOCUST = (sys.executable, "-m", "locust")
 
 
@@ -239,8 +243,15 @@ class Watch:
             response_p99_s=figures.response_p99_s,
             ttft_p99_s=figures.ttft_p99_s,
             tokens_per_s=figures.completion_tokens / elapsed_s if elapsed_s > 0 else None,
-            note="" if self._run else "starting",
+            note="" if self._run else self._starting(),
         )
+
+    def _starting(self) -> str:
+        """What the start waits for, as far as Locust says."""
+        log = self._folder / "locust.log"
+        last = _tail(log, 1) if log.exists() else ""
+        waits = _WAITING.search(last)
+        return f"waiting for workers: {waits[1]}" if waits else "starting"
 
     def _elapsed_s(self) -> float:
         if self._run is None and (self._folder / "run.json").exists():
@@ -249,7 +260,10 @@ class Watch:
 
 
 def _why(folder: Path, code: int | None) -> str:
-    return f"the load generator ended with code {code} before the run began: {_tail(folder / 'locust.log')}"
+    log = folder / "locust.log"
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(_OURS)]
+    why = said[-1].removeprefix(_OURS) if said else _tail(log)
+    return f"the load generator ended with code {code} before the run began: {why}"
 
 
 def _tail(path: Path, lines: int = 5) -> str:
@@ -285,6 +299,7 @@ def close(folder: Path) -> Manifest:
         stop_reason="killed" if end is None else end.stop_reason,
         torn_bytes=torn_bytes,
         orphans=runlog.orphans(table, ledgers),
+        repeated=runlog.repeated(table),
         faults=() if end is None else end.faults,
     )
     runlog.write_json(folder / "manifest.json", manifest)

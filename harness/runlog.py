@@ -446,6 +446,12 @@ def orphans(table: pa.Table, ledgers: Iterable[WorkerLedger]) -> dict[int, tuple
     return left
 
 
+def repeated(table: pa.Table) -> int:
+    """Records of attempts that another record stands for too: something was sent twice."""
+    keys = ["seq", "turn", "index", "attempt"]
+    return len(table) - len(table.group_by(keys).aggregate([]))
+
+
 def read_ledgers(folder: Path) -> list[WorkerLedger]:
     """The books of the workers that drained."""
     return [_read_json(path, WorkerLedger) for path in sorted(folder.glob("ledger-*.json"))]
@@ -459,6 +465,7 @@ def reconcile(
     stop_reason: str,
     torn_bytes: int = 0,
     orphans: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+    repeated: int = 0,
     faults: Sequence[str] = (),
 ) -> Manifest:
     """Add the workers' books up and say what does not balance.
@@ -470,6 +477,7 @@ def reconcile(
         stop_reason: see `Manifest.stop_reason`.
         torn_bytes: what was left unread at the logs' ends.
         orphans: for each worker that left a log but no books, its rows and the arrivals they belong to.
+        repeated: records of attempts that another record stands for too.
         faults: see `End.faults`.
     """
     workers = sorted(ledgers, key=lambda ledger: ledger.worker)
@@ -487,12 +495,18 @@ def reconcile(
                 f"worker {ledger.worker}: planned {ledger.planned} ≠ started {ledger.started} + "
                 f"dropped {ledger.dropped} + not started {ledger.not_started}"
             )
+        if ledger.not_started < 0:
+            imbalances.append(f"worker {ledger.worker}: more arrivals were started than were planned")
         if ledger.started != ledger.finished + ledger.cut_off:
             imbalances.append(
                 f"worker {ledger.worker}: started {ledger.started} ≠ finished {ledger.finished} + "
                 f"cut off {ledger.cut_off}"
             )
-    if lost or recorded:
+    if repeated:
+        imbalances.append(f"{repeated} records stand for what others stand for: it was sent twice")
+    if lost < 0:
+        imbalances.append(f"the workers account for {-lost} arrivals that were not planned")
+    elif lost or recorded:
         imbalances.append(
             f"{lost} planned arrivals are lost with workers that never reported back; "
             f"of the same workers, {recorded} arrivals are in the log"

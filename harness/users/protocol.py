@@ -4,6 +4,7 @@
     ────────────────────────────                 ──────
     spawning_complete: make the run folder
                               ── lease ────────► build the share: schedule, prompts, connections
+                              ◄─ ask, tell ────► how far apart the clocks are (offset.py)
                               ◄─ ready ─────────
     all ready: write run.json ── go(origin) ───► walk the schedule
     at each heartbeat         ── grant(until) ─► send no arrival due from there on (tenure.py)
@@ -40,24 +41,27 @@ from gevent.lock import BoundedSemaphore
 from locust import User, events, runners
 from locust.dispatch import UsersDispatcher
 from locust.env import Environment
-from locust.runners import LocalRunner, MasterRunner, Runner, WorkerNode, WorkerRunner
+from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, Runner, WorkerNode, WorkerRunner
 
-from harness import clock, runlog
+from harness import __version__, clock, runlog
 from harness.client.transport import read_stamps
 from harness.errors import ConfigError, EngineError, HarnessError
 from harness.record import End, Kind, WorkerLedger
 from harness.users.freight import Inbox, Outbox
 from harness.users.header import header
 from harness.users.line import lines
+from harness.users.offset import TRIES, Offset
 from harness.users.telling import Audience
-from harness.users.tenure import Grant, Tenures, taken_over
-from harness.users.worker import Lease, Worker
+from harness.users.tenure import Grant, Tenures, told
+from harness.users.worker import Lease, Worker, apart, blame
 from harness.workload import scenario as scenarios
 from harness.workload import schedule
 from harness.workload.scenario import Closed, Scenario
 
 READY_S = 300.0
-"""A worker that has not built its share by then is left out: a gamma schedule of 36 million takes 40 s."""
+"""A worker that has not built its share by then never will: a gamma schedule of 36 million takes 40 s."""
+ANSWER_S = 10.0
+"""How long a worker waits for the master to say what its clock shows."""
 GO_AHEAD_S = 0.5
 """The start is set this far ahead, so that every worker has heard of it."""
 FREIGHT_S = 10.0
@@ -232,6 +236,10 @@ class _Conductor:
         if self._ending.locked() or not self.running:
             return  # a drain has ended it
         self.complete = not self.bugs
+        self._stop()
+
+    def _stop(self) -> None:
+        """Have Locust stop, and end where nobody could start anew."""
         headless = self.environment.web_ui is None or _options(self.environment).autoquit >= 0
         gevent.spawn(self.runner.quit if headless else self.runner.stop)
         if headless and self.environment.web_ui is not None:
@@ -245,7 +253,7 @@ class _Conductor:
                 return
             complete = self.complete
             self._drain()
-            planned = schedule.planned(self.scenario)
+            planned = apart(schedule.planned, self.scenario)
             left = sum(ledger.not_started for ledger in runlog.read_ledgers(self.folder))
             reason = "completed" if complete and not left else "interrupted"
             end = End(planned=planned, stop_reason=reason, faults=self._faults())
@@ -320,6 +328,8 @@ class Master(_Conductor):
         # Locust would forget a lost worker a minute later, and deal out all users anew: some are busy.
         runners.HEARTBEAT_DEAD_INTERNAL = -sys.maxsize
         self._shards = 0
+        self._files: dict[str, str] = {}
+        """What the traces and data sets hold, by digest."""
         self._leases: dict[str, Lease] = {}
         self._tenures = Tenures()
         self._heirs: dict[str, str] = {}
@@ -329,6 +339,7 @@ class Master(_Conductor):
         self._start: clock.Anchor | None = None
         for kind in ("ready", "exhausted", "drained"):
             runner.register_message(f"harness.{kind}", self._on_message)
+        runner.register_message("harness.ask", self._on_ask)
         runner.register_message("harness.piece", self._on_piece)
         environment.events.heartbeat_sent.add_listener(self._on_heartbeat)  # type: ignore[no-untyped-call]
 
@@ -339,14 +350,23 @@ class Master(_Conductor):
         self._leases, self._inboxes, self._start = {}, {}, None
         self._tenures, self._heirs = Tenures(), {}
         self._heard = {"ready": set(), "exhausted": set(), "drained": set()}
+        self._files = apart(scenarios.digests, self.scenario)
         for number, client in enumerate(ids):
             self._lease(client, Lease(str(self.folder), number, number, self._shards, until_ns=self._fence))
-        self._await("ready", READY_S)
-        self._start = self._write_header(workers=self._shards)
-        for client in self._leases:
+        if not self._await("ready", READY_S) and self.running:
+            late = [self._leases[client].worker for client in self._live() - self._heard["ready"]]
+            raise EngineError(f"workers {sorted(late)} have not built their shares within {READY_S:g} s")
+        if not self.running:
+            return
+        if not self._live():
+            raise EngineError("every worker was lost before the start")
+        start = self._write_header(workers=self._shards)
+        # Who is ready from now on is told so at once, and nobody twice.
+        ready, self._start = self._heard["ready"].copy(), start
+        for client in ready:
             self._go(client)
         if self._await("exhausted", None, meanwhile=self._take_over):
-            self._on_exhausted()
+            self._on_exhausted("" if self._live() else "every worker was lost")
 
     def _lease(self, client: str, lease: Lease) -> None:
         self._leases[client] = lease
@@ -362,17 +382,14 @@ class Master(_Conductor):
             "target": self.target,
             "lease": msgspec.to_builtins(lease),
             "users": users,
+            "version": __version__,
+            "files": self._files,
         }
         self.runner.send_message("harness.lease", offer, client_id=client)
 
     def _go(self, client: str) -> None:
         assert self._start is not None
-        go = {
-            "wall_ns": self._start.wall_ns,
-            "monotonic_ns": self._start.monotonic_ns,
-            "boot_id": clock.boot_id(),
-        }
-        self.runner.send_message("harness.go", go, client_id=client)
+        self.runner.send_message("harness.go", {"start_ns": self._start.monotonic_ns}, client_id=client)
         self._grant(client)
 
     @property
@@ -382,11 +399,11 @@ class Master(_Conductor):
 
     def _elapsed_ns(self) -> int:
         assert self._start is not None
-        return clock.now_ns() - self._start.monotonic_ns
+        return max(0, clock.now_ns() - self._start.monotonic_ns)
 
     def _grant(self, client: str) -> None:
+        grant = self._tenures.grant(client, self._elapsed_ns())
         if self._fence is not None:
-            grant = self._tenures.grant(client, self._elapsed_ns())
             self.runner.send_message("harness.grant", msgspec.to_builtins(grant), client_id=client)
 
     def _on_heartbeat(self, client_id: str, **_: object) -> None:
@@ -395,26 +412,33 @@ class Master(_Conductor):
 
     def _take_over(self) -> None:
         """Give what lost workers have left to spares; what was due meanwhile is lost, unless they return."""
-        gone = self._leases.keys() - {*self._live(), *self._heirs, *self._heard["exhausted"]}
+        gone = self._miss()
         if not gone or self._fence is None:
             return
         spares = {node.id for node in self.runner.clients.ready} - self._leases.keys()
         for client, spare in zip(sorted(gone), sorted(spares), strict=False):
             lost, number = self._leases[client], len(self._leases)
-            since_ns = self._tenures.end(client, self._elapsed_ns())
+            since_ns = self._tenures.end(client, spare, self._elapsed_ns())
             self._heirs[client] = spare
             self._lease(spare, Lease(lost.folder, number, lost.shard, lost.shards, since_ns, self._fence))
 
+    def _miss(self) -> set[str]:
+        """The workers that are lost with a part of their share, which no spare has."""
+        gone = self._leases.keys() - {*self._live(), *self._heirs, *self._heard["exhausted"]}
+        for client in gone:
+            self._tenures.miss(client)
+        return gone
+
     def _faults(self) -> list[str]:
-        ends = [
-            taken_over(
-                self._leases[client].worker, self._leases[spare].worker, self._tenures.silences[client]
-            )
-            for client, spare in self._heirs.items()
+        worker = {client: lease.worker for client, lease in self._leases.items()}
+        silences = self._tenures.silences.items()
+        return [
+            *self.bugs,
+            *(told(worker[who], worker.get(self._heirs.get(who, "")), silence) for who, silence in silences),
         ]
-        return [*self.bugs, *ends]
 
     def _drain(self) -> None:
+        self._miss()
         # Those that are missing too: one that comes back must not go on.
         for client in self._leases:
             silence = self._tenures.silences.get(client)
@@ -431,27 +455,39 @@ class Master(_Conductor):
         if what == "ready" and self._start is not None:
             self._go(msg.node_id)
         if what in {"exhausted", "drained"} and msg.data:
-            self._on_exhausted(_failure(self._leases[msg.node_id].worker, msg.data["failure"]))
+            failure = _failure(self._leases[msg.node_id].worker, msg.data["failure"])
+            if self._start is None:
+                gevent.spawn(self._give_up, EngineError(failure))
+            else:
+                self._on_exhausted(failure)
+
+    def _on_ask(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        answer = {"sent_ns": msg.data["sent_ns"], "masters_ns": clock.now_ns()}
+        self.runner.send_message("harness.tell", answer, client_id=msg.node_id)
 
     def _on_piece(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         number = self._inboxes[msg.node_id].take(msg.data)
         self.runner.send_message("harness.ack", {"n": number}, client_id=msg.node_id)
 
-    def _live(self) -> list[str]:
-        missing = {node.id for node in self.runner.clients.missing}
-        return [client for client in self._leases if client in self.runner.clients and client not in missing]
+    def _on_test_stop(self, **_: object) -> None:
+        super()._on_test_stop()
+        if not self._live():
+            self._stop()  # Locust stops when its last worker goes missing, and leaves it at that
+
+    def _live(self) -> set[str]:
+        """The clients with a lease that are not missing."""
+        return {each.id for each in self.runner.clients.all if each.state != STATE_MISSING} & {*self._leases}
 
     def _await(
         self, what: str, patience_s: float | None, *, meanwhile: Callable[[], None] = lambda: None
     ) -> bool:
         """Wait until every live worker has said it; False if the run stopped or patience ended first."""
         with gevent.Timeout(patience_s, exception=False):
-            while not self._heard[what].issuperset(self._live()):
-                if not self.running:
-                    return False
+            while self.running:
                 meanwhile()
+                if self._heard[what].issuperset(self._live()):
+                    return True
                 gevent.sleep(0.02)
-            return True
         return False
 
 
@@ -462,45 +498,73 @@ class Member(_Carrier):
         super().__init__(environment)
         self.runner = runner
         self._outbox: Outbox | None = None
+        self._offset = Offset()
+        self._told = Event()
         # Read now: the master's spawn message overwrites a worker's own options with the master's.
         self._own_folder: str = _options(environment).worker_folder
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the master decides
         runner.register_message("harness.lease", self._on_lease, concurrent=True)
+        runner.register_message("harness.tell", self._on_tell)
         runner.register_message("harness.go", self._on_go, concurrent=True)
         runner.register_message("harness.grant", self._on_grant)
         runner.register_message("harness.ack", self._on_ack)
         runner.register_message("harness.drain", self._on_drain, concurrent=True)
 
     def _on_lease(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
-        scenario = scenarios.from_builtins(msg.data["scenario"])
-        lease = msgspec.convert(msg.data["lease"], Lease)
+        try:
+            self._take(msg.data)
+        except Exception as error:  # the master would wait for us
+            self._say("exhausted", blame(error))
+            if not isinstance(error, HarnessError):
+                raise
+
+    def _take(self, offer: dict[str, Any]) -> None:
+        """Take a lease up: build its share, and say so.
+
+        Raises:
+            EngineError: this host is not fit for it.
+        """
+        scenario = scenarios.from_builtins(offer["scenario"])
+        lease = msgspec.convert(offer["lease"], Lease)
         ship = None
         if self._own_folder or not Path(lease.folder).is_dir():  # the master's folder is on another host
+            _check_fitness(scenario, offer)
             root = Path(self._own_folder or "runs")
             folder = runlog.create(root, f"{scenario.name}-{lease.worker}", datetime.now(UTC))
             lease = msgspec.structs.replace(lease, folder=str(folder))
             self._outbox = Outbox(lambda message: self.runner.send_message("harness.piece", message))
             ship = self._outbox.put
-        self.build(scenario, msg.data["target"], lease, ship)
+        self.build(scenario, offer["target"], lease, ship)
         if not self.runner.user_count:
-            self.runner.spawn_users(msg.data["users"])
+            self.runner.spawn_users(offer["users"])
+        self._ask()
         self.runner.send_message("harness.ready")
+
+    def _ask(self) -> None:
+        """Find out how far the master's clock is from ours."""
+        self._offset = Offset()
+        while self._offset.tries < TRIES:
+            self._told.clear()
+            self.runner.send_message("harness.ask", {"sent_ns": clock.now_ns()})
+            if not self._told.wait(ANSWER_S):
+                raise EngineError(f"the master did not say within {ANSWER_S:g} s what its clock shows")
+
+    def _on_tell(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        self._offset.hear(msg.data["sent_ns"], msg.data["masters_ns"], clock.now_ns())
+        self._told.set()
 
     def _on_go(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         worker = self.worker
         if worker is None:
             return
-        same_boot = msg.data["boot_id"] == clock.boot_id()
-        wall_ns = msg.data["wall_ns"]
-        worker.start(msg.data["monotonic_ns"] if same_boot else clock.anchor().monotonic_of(wall_ns))
+        worker.start(self._offset.ours(msg.data["start_ns"]))
         while not worker.exhausted.wait(1):
             if self._outbox is not None:
                 self._outbox.resend()
-        self._say("exhausted", worker)
+        self._say("exhausted", worker.failure)
 
-    def _say(self, what: str, worker: Worker | None) -> None:
-        """Tell the master how far we are, with the bug that kept the worker from going on, if any did."""
-        failure = "" if worker is None else worker.failure
+    def _say(self, what: str, failure: str) -> None:
+        """Tell the master how far we are, and what kept us from going on, if anything did."""
         self.runner.send_message(f"harness.{what}", {"failure": failure} if failure else None)
 
     def _on_grant(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
@@ -520,7 +584,7 @@ class Member(_Carrier):
         if self._outbox is not None:
             self._outbox.flush(FREIGHT_S)
             self._outbox = None
-        self._say("drained", worker)
+        self._say("drained", "" if worker is None else worker.failure)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -558,7 +622,22 @@ class StickyDispatcher(UsersDispatcher):
 
 
 def _failure(worker: int, failure: str) -> str:
-    return failure and f"worker {worker} could not go on, which is a bug: {failure}"
+    return failure and f"worker {worker} could not go on: {failure}"
+
+
+def _check_fitness(scenario: Scenario, offer: dict[str, Any]) -> None:
+    """Refuse a lease that this host would carry out otherwise than the master's would.
+
+    Raises:
+        EngineError: another version of the harness, or other traces or data sets than the master's.
+    """
+    if offer["version"] != __version__:
+        raise EngineError(
+            f"it has version {__version__} of the harness, the master {offer['version']}: install the same"
+        )
+    for path, digest in apart(scenarios.digests, scenario).items():
+        if digest != offer["files"].get(path):
+            raise EngineError(f"its {path} is not the master's: copy the same file to the same place")
 
 
 def _fit_users(environment: Environment, scenario: Scenario) -> Scenario:

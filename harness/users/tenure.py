@@ -54,12 +54,12 @@ class Tenure:
 
 
 class Silence(msgspec.Struct, frozen=True):
-    """What became of a worker whose share a spare took over."""
+    """A worker was taken for lost."""
 
-    since_ns: int
-    """Where the spare begins."""
     heard_ns: int
-    """When the worker was last heard before."""
+    """When it was last heard before."""
+    since_ns: int | None = None
+    """Where a spare takes its share over; None: none does."""
     returned_ns: int | None = None
     """When it was heard again; None: it never was."""
 
@@ -71,35 +71,42 @@ class Tenures:
         self._until_ns: dict[str, int] = {}
         self._heard_ns: dict[str, int] = {}
         self.silences: dict[str, Silence] = {}
-        """Of the workers that were taken over."""
+        """The last of each worker that was taken for lost."""
 
     def grant(self, worker: str, now_ns: int) -> Grant:
         """Answer a sign of life."""
         silence = self.silences.get(worker)
-        if silence is None:
-            self._heard_ns[worker] = now_ns
-            self._until_ns[worker] = now_ns + _TERM_NS
-            return Grant(self._until_ns[worker])
-        if silence.returned_ns is None:
-            self.silences[worker] = msgspec.structs.replace(silence, returned_ns=now_ns)
-        return Grant(silence.since_ns, last=True)
+        if silence is not None and silence.returned_ns is None:
+            silence = self.silences[worker] = msgspec.structs.replace(silence, returned_ns=now_ns)
+        if silence is not None and silence.since_ns is not None:
+            return Grant(silence.since_ns, last=True)
+        self._heard_ns[worker] = now_ns
+        self._until_ns[worker] = now_ns + _TERM_NS
+        return Grant(self._until_ns[worker])
 
-    def end(self, worker: str, now_ns: int) -> int:
-        """Take the rest of its share from a silent worker; where its spare begins."""
+    def miss(self, worker: str) -> None:
+        """Note that a worker is taken for lost; it keeps its share until `end`."""
+        known = self.silences.get(worker)
+        if known is None or known.returned_ns is not None:
+            self.silences[worker] = Silence(self._heard_ns.get(worker, 0))
+
+    def end(self, worker: str, spare: str, now_ns: int) -> int:
+        """Give the rest of a lost worker's share to a spare; where that begins."""
         since_ns = max(self._until_ns.get(worker, 0), now_ns + _TAKE_OVER_NS)
-        self.silences[worker] = Silence(since_ns, self._heard_ns.get(worker, 0))
+        self.silences[worker] = Silence(self._heard_ns.get(worker, 0), since_ns)
+        # The spare may be lost, too, before it is ever granted anything: its own spare begins no earlier.
+        self._until_ns[spare], self._heard_ns[spare] = since_ns, now_ns
         return since_ns
 
 
-def taken_over(worker: int, spare: int, silence: Silence) -> str:
-    """Say what became of a silent worker's share."""
-    begin_s, since_s = silence.heard_ns / 1e9, silence.since_ns / 1e9
+def told(worker: int, spare: int | None, silence: Silence) -> str:
+    """Say what became of a worker that was taken for lost, and of its share."""
+    share = "no spare took its share over"
+    if silence.since_ns is not None:
+        share = f"worker {spare} took its share over from {silence.since_ns / 1e9:.1f} s on"
     if silence.returned_ns is None:
         ending = "never came back; what it had not sent by then is lost"
     else:
         length_s = (silence.returned_ns - silence.heard_ns) / 1e9
         ending = f"came back after {length_s:.1f} s, late with what was due until then"
-    return (
-        f"worker {worker} hung or was cut off at {begin_s:.1f} s, and worker {spare} took its share over "
-        f"from {since_s:.1f} s on; it {ending}"
-    )
+    return f"worker {worker} hung or was cut off at {silence.heard_ns / 1e9:.1f} s, and {share}; it {ending}"

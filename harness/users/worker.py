@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import gevent
 import msgspec
@@ -34,6 +35,7 @@ from harness import runlog
 from harness.client.call import Call, prepare
 from harness.client.transport import READ_LAG, read_stamps
 from harness.clock import anchor, now_ns
+from harness.errors import HarnessError
 from harness.record import Kind, Outcome, Record, Sample, WorkerLedger
 from harness.users.line import Lines
 from harness.users.telling import Teller
@@ -43,14 +45,15 @@ from harness.workload.prompts import Request, follow_ups, workload
 from harness.workload.scenario import Closed, Scenario
 from harness.workload.schedule import arrivals, claims, shard
 
+Args = ParamSpec("Args")
+Computed = TypeVar("Computed")
+
 _HUB_PROBE_S = 0.02
 _STALL_NS = 1_000_000
 """What `Sample.hub_stalls_ns` leaves out: delays too short to matter, of which there are many."""
 _SAMPLE_S = 1.0
 _OTHER_FILES = 64
 """Descriptors that a worker needs besides its connections, at most."""
-_BLOCK = 20_000
-"""Arrivals of the schedule computed in one go, some 10 ms; more than there can be workers."""
 _GC_THRESHOLD = 10_000
 """By Python's 700, each batch of the log would begin with a collection that finds nothing."""
 _HANDFUL = 64
@@ -82,6 +85,24 @@ class _Work(msgspec.Struct, frozen=True, gc=False):
 
     due_ns: int | None
     calls: Sequence[Call]
+
+
+class _Loop:
+    """What the users of one kind do in a closed loop: who comes next takes the next arrival."""
+
+    def __init__(
+        self,
+        claims: Iterator[int],
+        request_of: Callable[[int], Sequence[Request]],
+        follow_up: Callable[[Request, int | None], Request | None],
+    ) -> None:
+        self.claims = claims
+        self.request_of = request_of
+        self.follow_up = follow_up
+        self.stock: deque[_Work] = deque()
+        """Prepared arrivals."""
+        self.ahead = 1
+        """How many are prepared in one go."""
 
 
 class VirtualUser:
@@ -133,6 +154,10 @@ class Worker:
         self._waiting: dict[str, deque[tuple[int, _Work]]] = {kind: deque() for kind in Kind}
         self._patience_ns = int(scenario.patience_s * 1e9)
         self._started = self._dropped = self._finished = self._cut_off = self._claimed = 0
+        self._allotted: float = math.inf
+        """Arrivals of a closed loop that this worker may claim."""
+        if scenario.count is not None:
+            self._allotted = len(range(lease.shard, scenario.count, lease.shards))
         self._alarm = Alarm()
         self._gc_thresholds = gc.get_threshold()
         self._dispatcher: gevent.Greenlet | None = None
@@ -144,18 +169,11 @@ class Worker:
         """Set when every arrival of this share has been dispatched and has ended, or none can be any more."""
         self.failure = ""
         """The bug that keeps this worker from going on; empty: none."""
-        closed = isinstance(scenario.arrivals, Closed)
-        self._due_ns, self._first = (array("q"), 0) if closed else _share(scenario, lease)
-        self._claims = _claims(scenario, lease) if closed else None
-        self._request_of = workload(scenario)
-        kinds = {Kind(entry.kind) for entry in scenario.traffic}
-        self._request_of_kind = {kind: workload(_only(scenario, kind)) for kind in kinds}
-        self._follow_up = follow_ups(scenario)
-        self._follow_up_of_kind = {kind: follow_ups(_only(scenario, kind)) for kind in kinds}
-        self._stock: deque[_Work] = deque()
-        self._ahead = 1
-        # Of one kind, whichever user comes next takes the next arrival, so that it can be prepared ahead.
-        self._most_ahead = _AHEAD if len(kinds) == 1 else 1
+        self._closed = isinstance(scenario.arrivals, Closed)
+        self._due_ns, self._first = (array("q"), 0) if self._closed else apart(_share, scenario, lease)
+        self._loops = apart(_loops, scenario, lease) if self._closed else {}
+        self._request_of = apart(workload, scenario)
+        self._follow_up = apart(follow_ups, scenario)
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -174,7 +192,7 @@ class Worker:
         self._health.start()
         self._sampler = self._spawn(self._sample_for_ever)
         self._clerk = self._spawn(self._hand_on_for_ever)
-        if self._claims is None:
+        if not self._closed:
             self._dispatcher = self._spawn(self._dispatch)
         self._go.set()
 
@@ -193,7 +211,7 @@ class Worker:
 
     def fail(self, error: BaseException) -> None:
         """Have the run end because of a bug: what it keeps from being sent would look like a calm target."""
-        self.failure = self.failure or f"{type(error).__name__}: {error}"
+        self.failure = self.failure or blame(error)
         self.exhausted.set()
 
     def drain(self, patience_s: float, hurry: Callable[[], bool]) -> WorkerLedger:
@@ -228,7 +246,7 @@ class Worker:
         self._samples.close()
         gc.unfreeze()
         gc.set_threshold(*self._gc_thresholds)
-        planned = self._claimed if self._claims is not None else len(self._due_ns)
+        planned = self._claimed if self._closed else len(self._due_ns)
         ledger = WorkerLedger(
             worker=self._lease.worker,
             planned=planned,
@@ -259,14 +277,14 @@ class Worker:
         self._users.append(user)
         self._serving += 1
         try:
-            if self._claims is None:
-                self._serve_arrivals(user)
+            if self._closed:
+                self._serve_loop(user, self._loops[kind])
             else:
-                self._serve_loop(user, self._claims)
+                self._serve_arrivals(user)
         finally:
             user.line.close()
             self._serving -= 1
-            if self._claims is not None and not self._serving:
+            if self._closed and not self._serving:
                 self.exhausted.set()
 
     def _serve_arrivals(self, user: VirtualUser) -> None:
@@ -286,29 +304,29 @@ class Worker:
                 return
             self._carry(user, work)
 
-    def _serve_loop(self, user: VirtualUser, claimed: Iterator[int]) -> None:
+    def _serve_loop(self, user: VirtualUser, loop: _Loop) -> None:
         assert isinstance(self._scenario.arrivals, Closed)
         think_time_s = self._scenario.arrivals.think_time_s
         duration_s = self._scenario.duration_s
         self._go.wait()
         end_ns = self._origin_ns + int(duration_s * 1e9) if duration_s else math.inf
         gevent.sleep(max(0, self._origin_ns - now_ns()) / 1e9)
-        while not self.stopping and now_ns() < end_ns:
-            if not self._stock and not self._prepare_ahead(user.kind, claimed):
-                break
+        stock = loop.stock
+        while not self.stopping and self._claimed < self._allotted and now_ns() < end_ns:
+            if not stock:
+                self._prepare_ahead(loop)
             self._claimed += 1
             self._started += 1
-            self._carry(user, self._stock.popleft())
+            self._carry(user, stock.popleft())
             if think_time_s:
-                gevent.sleep(think_time_s)
+                gevent.sleep(max(0, min(think_time_s, (end_ns - now_ns()) / 1e9)))
 
-    def _prepare_ahead(self, kind: Kind, claimed: Iterator[int]) -> int:
-        """Prepare a block of arrivals; how many there were. Its time says how many the next may have."""
-        request_of, prepare, began_ns = self._request_of_kind[kind], self._prepare, now_ns()
-        self._stock.extend([prepare(None, request_of(seq)) for seq in islice(claimed, self._ahead)])
-        fit = self._ahead * _AHEAD_NS // max(1, now_ns() - began_ns)
-        self._ahead = max(1, min(fit, self._most_ahead))
-        return len(self._stock)
+    def _prepare_ahead(self, loop: _Loop) -> None:
+        """Prepare a block of arrivals. The time it takes says how many the next may have."""
+        request_of, prepare, began_ns = loop.request_of, self._prepare, now_ns()
+        loop.stock.extend([prepare(None, request_of(seq)) for seq in islice(loop.claims, loop.ahead)])
+        fit = loop.ahead * _AHEAD_NS // max(1, now_ns() - began_ns)
+        loop.ahead = max(1, min(fit, _AHEAD))
 
     def _carry(self, user: VirtualUser, work: _Work) -> None:
         user.busy = True
@@ -334,7 +352,7 @@ class Worker:
         record = records[0]
         if record.outcome != Outcome.OK or record.ended_ns is None or self.stopping:
             return None
-        follow_up = self._follow_up if self._claims is None else self._follow_up_of_kind[Kind(request.kind)]
+        follow_up = self._loops[Kind(request.kind)].follow_up if self._closed else self._follow_up
         following = follow_up(request, None if record.usage is None else record.usage.completion)
         if following is None:
             return None
@@ -439,7 +457,7 @@ class Worker:
 
     def _take_sample(self) -> None:
         elapsed_ns = now_ns() - self._origin_ns
-        due = self._claimed if self._claims is not None else bisect_right(self._due_ns, elapsed_ns)
+        due = self._claimed if self._closed else bisect_right(self._due_ns, elapsed_ns)
         sample = self._health.sample(
             t_ns=elapsed_ns,
             worker=self._lease.worker,
@@ -470,21 +488,42 @@ def _make_room(connections: int) -> None:
     os.close(spare)
 
 
-def _share(scenario: Scenario, lease: Lease) -> tuple[array[int], int]:
-    """This worker's due times, and the position of the first; that at i has seq = shard + i * shards.
+def apart(compute: Callable[Args, Computed], *args: Args.args, **kwargs: Args.kwargs) -> Computed:
+    """Compute in a thread, so that the event loop turns meanwhile.
 
-    A long schedule takes many seconds: the heartbeats go on meanwhile, or the worker is taken for lost.
+    A long schedule or trace takes many seconds; a worker whose heartbeats stop is taken for lost.
     """
-    whole, due_ns = arrivals(scenario), array("q")
-    while block := [*shard(islice(whole, _BLOCK), lease.shard, lease.shards)]:
-        due_ns.extend([arrival.due_ns for arrival in block])
-        gevent.sleep(0)
+    answer: Computed = gevent.get_hub().threadpool.apply(compute, args, kwargs)
+    return answer
+
+
+def blame(error: BaseException) -> str:
+    """What keeps a worker from going on: a mistake, a want of the machine's, or a bug."""
+    if isinstance(error, HarnessError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"a bug, {type(error).__name__}: {error}"
+
+
+def _share(scenario: Scenario, lease: Lease) -> tuple[array[int], int]:
+    """This worker's due times, and the position of the first; that at i has seq = shard + i * shards."""
+    own = shard(arrivals(scenario), lease.shard, lease.shards)
+    due_ns = array("q", (arrival.due_ns for arrival in own))
     first = bisect_left(due_ns, lease.since_ns)
     return due_ns[first:], first
 
 
-def _claims(scenario: Scenario, lease: Lease) -> Iterator[int]:
-    return claims(lease.shard, lease.shards, scenario.count)
+def _loops(scenario: Scenario, lease: Lease) -> dict[Kind, _Loop]:
+    kinds = sorted({Kind(entry.kind) for entry in scenario.traffic})
+    return {
+        kind: _Loop(
+            claims=claims(lease.shard, lease.shards, number, len(kinds)),
+            request_of=workload(_only(scenario, kind)),
+            follow_up=follow_ups(_only(scenario, kind)),
+        )
+        for number, kind in enumerate(kinds)
+    }
 
 
 def _only(scenario: Scenario, kind: str) -> Scenario:

@@ -7,6 +7,7 @@ end in `_s`; shares are numbers from 0 to 1. An unknown key is an error that sug
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -200,7 +201,7 @@ class Gamma(_Section, tag_field="process", tag="gamma", frozen=True):
 
     rate: PositiveFloat
     """Arrivals per second."""
-    cv: PositiveFloat
+    cv: Annotated[float, Meta(ge=0.01, le=100)]
     """Coefficient of variation of the gaps."""
 
 
@@ -396,7 +397,8 @@ class Scenario(_Section, frozen=True):
     patience_s: Seconds = _seconds(0, "patience")
     """How long an arrival may wait for an idle virtual user before it is dropped."""
     drain_s: Seconds = _seconds(30, "drain")
-    """How long requests under way may go on after the last arrival."""
+    """How long requests under way may go on once a run is ended early, by Ctrl-C say. After the last arrival
+    all are awaited: `timeouts` bound them."""
     timeouts: Timeouts = msgspec.field(default_factory=Timeouts)
     """How long the client waits."""
     retries: Retries = msgspec.field(default_factory=Retries)
@@ -469,6 +471,22 @@ def from_builtins(plain: Mapping[str, Any]) -> Scenario:
     scenario = blame.convert(plain, Scenario, "scenario", _from_text)
     check(scenario, "scenario")
     return scenario
+
+
+def digests(scenario: Scenario) -> dict[str, str]:
+    """SHA-256 of each trace and data set that a scenario names, by path; empty where it cannot be read."""
+    paths = [entry.prompt.path for entry in scenario.traffic if isinstance(entry.prompt, Dataset)]
+    if isinstance(scenario.arrivals, Replay):
+        paths.append(scenario.arrivals.path)
+    return {path: _digest(path) for path in paths}
+
+
+def _digest(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def seconds(text: str) -> Seconds:

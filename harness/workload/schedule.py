@@ -17,6 +17,7 @@ from statistics import NormalDist
 
 import msgspec
 
+from harness.errors import ConfigError
 from harness.workload import trace
 from harness.workload.scenario import (
     Burst,
@@ -30,6 +31,11 @@ from harness.workload.scenario import (
     Sine,
     Steps,
 )
+
+_LONGEST_S = 1e9
+"""Thirty years; nanoseconds up to there fit into 64 bits."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples' fractions are spread evenly, in every arithmetic progression too (Weyl 1916)."""
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
@@ -57,12 +63,23 @@ def shard(schedule: Iterable[Arrival], worker: int, workers: int) -> Iterator[Ar
     return (arrival for arrival in schedule if arrival.seq % workers == worker)
 
 
-def claims(worker: int, workers: int, count: int | None) -> Iterator[int]:
-    """What a worker of a closed model may start when it can: its share of `count`, or without end.
+def claims(worker: int, workers: int, kind: int, kinds: int) -> Iterator[int]:
+    """What a worker's users of one kind start in a closed model, one after the other, without end.
 
-    By their `seq`: none is due at any time.
+    By their `seq`: none is due at any time. How many of each kind are started is up to the server; which
+    those are is not: a worker has every workers-th block of `kinds` numbers, and of each a kind has one. Not
+    always that of the same place, or of a data set with an even number of rows it would see only half.
+
+    Args:
+        worker: from 0 to workers - 1.
+        workers: how many there are.
+        kind: which of the kinds, from 0 to kinds - 1.
+        kinds: how many of them the scenario has.
     """
-    return itertools.count(worker, workers) if count is None else iter(range(worker, count, workers))
+    if kinds == 1:
+        return itertools.count(worker, workers)
+    blocks = itertools.count(worker, workers)
+    return (block * kinds + (kind + int(block * _GOLDEN % 1 * kinds)) % kinds for block in blocks)
 
 
 def planned(scenario: Scenario) -> int | None:
@@ -124,7 +141,15 @@ def _due_s(scenario: Scenario) -> Iterator[float]:
             raise ValueError("a closed model has no schedule: see claims()")
     merged = heapq.merge(times, _bursts_s(scenario.bursts)) if scenario.bursts else times
     until_end = itertools.takewhile(lambda due_s: due_s < end_s, merged)
-    return itertools.islice(until_end, scenario.count)
+    return itertools.islice(until_end if end_s < _LONGEST_S else _bounded(until_end), scenario.count)
+
+
+def _bounded(times: Iterator[float]) -> Iterator[float]:
+    for due_s in times:
+        if due_s > _LONGEST_S:
+            remedy = f"an arrival would be due after {_LONGEST_S:.0e} s: raise the rate, or set a `duration`"
+            raise ConfigError("the scenario", "arrivals", None, remedy)
+        yield due_s
 
 
 # -- the processes --------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ import msgspec
 from harness.errors import ConfigError
 from harness.workload.scenario import Replay
 
+_MOST_TOKENS = 1_000_000_000
 BLOCK_TOKENS = 512
 """Tokens that one of Mooncake's `hash_ids` stands for; the last block may be shorter."""
 
@@ -131,7 +133,7 @@ def _rows(replay: Replay) -> Iterator[tuple[float, Lengths]]:
     required = fields.required
     time = _iso_time if fields.iso else _number
     rows = _csv_rows(replay.path) if replay.path.lower().endswith(".csv") else _jsonl_rows(replay.path)
-    for line, row in rows:
+    for line, row in _readable(rows, replay.path):
         source = f"{replay.path}:{line}"
         for setting, column in required.items():
             if row.get(column) in (None, ""):
@@ -153,7 +155,7 @@ def _rows(replay: Replay) -> Iterator[tuple[float, Lengths]]:
 def _number(source: str, column: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
         raise ConfigError(source, column, value, "must be a time in numbers, as `arrivals.unit` says")
@@ -173,14 +175,15 @@ def _tokens(source: str, column: str, row: _Row) -> int:
     """A length; one of 0, as BurstGPT has for failed requests, becomes 1: nothing less can be asked for."""
     if not column:
         return 0
+    value = row[column]
     try:
-        tokens = int(row[column])
-        whole = tokens >= 0 and tokens == float(row[column])
-    except (TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise ConfigError(source, column, row[column], "must be a whole number of tokens >= 0")
-    return max(1, tokens)
+        tokens = float(value)
+    except (TypeError, ValueError, OverflowError):
+        tokens = math.nan
+    if isinstance(value, bool) or not tokens.is_integer() or not 0 <= tokens <= _MOST_TOKENS:
+        remedy = f"must be a whole number of tokens from 0 to {_MOST_TOKENS:,}"
+        raise ConfigError(source, column, value, remedy)
+    return max(1, int(tokens))
 
 
 def _blocks(source: str, column: str, row: _Row) -> tuple[int, ...]:
@@ -198,14 +201,28 @@ def _csv_rows(path: str) -> Iterator[tuple[int, _Row]]:
 
 
 def _jsonl_rows(path: str) -> Iterator[tuple[int, _Row]]:
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                yield number, msgspec.json.decode(line, type=dict[str, Any])
+                yield number, decode(line)
             except msgspec.DecodeError as error:
                 raise ConfigError(f"{path}:{number}", "", None, f"is no JSON object: {error}") from error
+
+
+def _readable(rows: Iterator[tuple[int, _Row]], path: str) -> Iterator[tuple[int, _Row]]:
+    """The rows, as far as they can be read: what then keeps them from it is the file's fault."""
+    line = 0
+    try:
+        for line, row in rows:
+            yield line, row
+    except UnicodeDecodeError as error:
+        remedy = "is not UTF-8 text from there on: convert it; a packed file must be unpacked first"
+        raise ConfigError(f"{path}:{line + 1}", "", None, remedy) from error
+    except csv.Error as error:
+        raise ConfigError(f"{path}:{line + 1}", "", None, f"is no row of a CSV file: {error}") from error
 
 
 def _opened(path: str) -> Any:
@@ -217,13 +234,14 @@ def _opened(path: str) -> Any:
 
 # -- our own run log ------------------------------------------------------------------------------------
 
-_COLUMNS = ["index", "turn", "final", "due_ns", "started_ns", "prompt_tokens", "completion_tokens"]
+_COLUMNS = ["index", "turn", "attempt", "final", "due_ns", "started_ns", "prompt_tokens", "completion_tokens"]
 
 
 def _run_log(path: str) -> Iterator[tuple[float, Lengths]]:
-    """One arrival a row: the first request of a batch, the first turn of a session.
+    """One arrival for the first request of each batch, and for the first turn of each session.
 
-    Its lengths are those the server counted; a request that was not answered has none.
+    It came when its first attempt was due, or started; its lengths are those that the server counted with the
+    last. A request that was not answered has none.
     """
     import pyarrow as pa  # noqa: PLC0415 - only a replayed run log needs it
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
@@ -232,7 +250,13 @@ def _run_log(path: str) -> Iterator[tuple[float, Lengths]]:
         table = pq.read_table(path, columns=_COLUMNS)
     except (OSError, pa.ArrowInvalid) as error:
         raise ConfigError(path, "", None, "is no requests.parquet of a run folder") from error
-    for row in table.to_pylist():
-        at_ns = row["due_ns"] if row["due_ns"] is not None else row["started_ns"]
-        if row["final"] and not row["index"] and not row["turn"] and at_ns is not None:
+    at_ns = None
+    # By batches: a call that takes seconds would keep all threads waiting.
+    rows = chain.from_iterable(batch.to_pylist() for batch in table.to_batches(max_chunksize=10_000))
+    for row in rows:  # which are in order of arrival, turn, index and attempt
+        if row["index"] or row["turn"]:
+            continue
+        if row["attempt"] == 0:
+            at_ns = row["due_ns"] if row["due_ns"] is not None else row["started_ns"]
+        if row["final"] and at_ns is not None:
             yield float(at_ns), Lengths(row["prompt_tokens"] or 0, row["completion_tokens"] or 0, ())

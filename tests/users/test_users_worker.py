@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import sys
 from typing import Any
 
 import apart
 import pytest
+
+from harness.workload.schedule import claims
 
 SETUP = """
     import json, tempfile, gevent
@@ -66,13 +69,43 @@ def test_a_closed_loop_sends_each_of_its_arrivals_once_and_in_order() -> None:
     assert said == [list(range(50)), 50, 50]
 
 
-def test_two_kinds_in_a_closed_loop_share_the_arrivals() -> None:
+@pytest.mark.parametrize("users", [(2, 1), (1, 5)])
+def test_in_a_closed_loop_of_two_kinds_the_seed_says_what_each_of_them_sends(users: tuple[int, int]) -> None:
+    """How much of it depends on how quick the answers are."""
     mix = {**CLOSED, "traffic": [{"kind": "completion"}, {"kind": "stream"}]}
     said = said_by(f"""
-        sent, books = run({mix!r}, {{Kind.COMPLETION: 2, Kind.STREAM: 1}}, lambda records: None)
-        print(json.dumps([sorted(sent), books.planned, books.finished]))
+        sent, books = run({mix!r}, dict(zip((Kind.COMPLETION, Kind.STREAM), {users})), lambda records: None)
+        print(json.dumps([sent, books.planned, books.finished]))
     """)
-    assert said == [list(range(50)), 50, 50]
+    sent, *counts = said
+    assert counts == [50, 50]
+    assert len(sent) == 50
+    for number in range(2):
+        own = list(itertools.islice(claims(0, 1, number, 2), 50))
+        of_kind = [seq for seq in sent if seq in own]
+        assert of_kind == own[: len(of_kind)]
+        assert 0 < len(of_kind) < 50
+
+
+def test_a_user_of_a_closed_loop_thinks_after_each_answer_and_never_past_the_end() -> None:
+    said = said_by("""
+        slept, sleep = [], gevent.sleep
+        def quick(seconds=0):
+            slept.append(seconds)
+            sleep(0)
+        gevent.sleep = quick
+        thinking = {"arrivals": {"process": "closed", "users": 1, "think_time": "5s"}, "count": 3}
+        sent, _ = run(thinking, {Kind.COMPLETION: 1}, lambda records: None)
+        long, short = [], []
+        for duration, thought in (("1h", long), ("2s", short)):
+            slept.clear()
+            run({**thinking, "duration": duration}, {Kind.COMPLETION: 1}, lambda records: None)
+            thought.extend(seconds for seconds in slept if 1 < seconds < 10)
+        print(json.dumps([sent, long, max(short)]))
+    """)
+    sent, long, short_s = said
+    assert (sent, long) == ([0, 1, 2], [5, 5, 5])
+    assert short_s < 2
 
 
 def test_locust_is_told_of_every_record_in_order_even_by_a_listener_that_waits() -> None:
@@ -94,11 +127,12 @@ def test_a_closed_loop_prepares_ahead_no_longer_than_it_may() -> None:
         folder = tempfile.TemporaryDirectory()
         scenario = scenarios.from_builtins({CLOSED!r})
         worker = Worker(scenario, Lease(folder.name, 0, 0, 1), Lines(), lambda records: None)
-        claimed, made = iter(range(1_000)), []
+        (loop,), made = worker._loops.values(), []
         for took_ns in (4_000, 256_000, 256_000, 6_400_000, 900_000, 900_000, 100_000):
             module.now_ns = iter((0, took_ns)).__next__
-            made.append(worker._prepare_ahead(Kind.COMPLETION, claimed))
-            worker._stock.clear()
+            worker._prepare_ahead(loop)
+            made.append(len(loop.stock))
+            loop.stock.clear()
         print(json.dumps(made))
     """)
     assert said == [1, 64, 64, 64, 5, 2, 1]
@@ -176,7 +210,7 @@ def test_a_bug_that_ends_the_dispatcher_ends_the_run_and_has_a_name() -> None:
         print(json.dumps([ended, worker.failure, lines.sent, books.started, books.not_started]))
     """,
     )
-    assert said == [True, "LookupError: no such prompt", [1, 3, 5], 3, 17]
+    assert said == [True, "a bug, LookupError: no such prompt", [1, 3, 5], 3, 17]
 
 
 @pytest.mark.parametrize("part", ["_hand_on", "_take_sample"])
@@ -194,7 +228,7 @@ def test_a_bug_beside_the_traffic_ends_the_run_and_has_a_name(part: str) -> None
         print(json.dumps([ended, worker.failure]))
     """,
     )
-    assert said == [True, "LookupError: no such file"]
+    assert said == [True, "a bug, LookupError: no such file"]
 
 
 def test_a_log_that_is_full_ends_the_run_and_keeps_what_is_written() -> None:
@@ -219,13 +253,27 @@ def test_a_log_that_is_full_ends_the_run_and_keeps_what_is_written() -> None:
         short = 0 < books.records < books.finished
         print(json.dumps([ended, worker.failure, short, read == books.records, tail.torn_bytes]))
     """)
-    assert said == [True, "OSError: [Errno 27] File too large", True, True, 0]
+    assert said == [True, "File too large", True, True, 0]
 
 
-def test_the_event_loop_turns_while_a_long_schedule_is_computed() -> None:
+TRACE = """
+    trace = tempfile.NamedTemporaryFile(suffix=".csv", mode="w")
+    trace.write("at,tokens\\n" + "".join(f"{row / 1e5},{row % 90}\\n" for row in range(300_000)))
+    trace.flush()
+    arrivals = {"process": "replay", "path": trace.name, "column": "at", "prompt_column": "tokens"}
+"""
+PROCESS = """
+    arrivals = {"process": "poisson", "rate": 1e5}
+"""
+
+
+@pytest.mark.parametrize("arrivals", [PROCESS, TRACE], ids=["process", "trace"])
+def test_the_event_loop_turns_while_a_long_schedule_is_computed(arrivals: str) -> None:
     """A worker whose heartbeats stop while it computes its share would be taken for lost."""
-    said = said_by("""
-        long = scenarios.from_builtins({"arrivals": {"process": "poisson", "rate": 1e5}, "duration": "3s"})
+    said = said_by(
+        arrivals,
+        """
+        long = scenarios.from_builtins({"arrivals": arrivals, "duration": "3s"})
         turns = []
         def beat():
             while True:
@@ -235,10 +283,11 @@ def test_the_event_loop_turns_while_a_long_schedule_is_computed() -> None:
         with tempfile.TemporaryDirectory() as folder:
             worker = Worker(long, Lease(folder, 0, shard=2, shards=3), Lines(), lambda records: None)
         print(json.dumps([len(turns), len(worker._due_ns)]))
-    """)
-    turns, arrivals = said
+    """,
+    )
+    turns, count = said
     assert turns >= 14
-    assert 99_000 < arrivals < 101_000
+    assert 99_000 < count < 101_000
 
 
 def test_open_files_are_counted_by_the_kernel_as_by_listing_them() -> None:

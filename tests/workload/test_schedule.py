@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -134,7 +135,9 @@ def carried(scenario, worker, workers):
     """What one of the workers sends: when, and (of every 50th arrival) what."""
     ask = workload(scenario)
     if isinstance(scenario.arrivals, Closed):
-        own = [(seq, None) for seq in claims(worker, workers, 1000)]
+        own = [
+            (seq, None) for seq in itertools.takewhile(lambda seq: seq < 1000, claims(worker, workers, 0, 1))
+        ]
     else:
         own = [(each.seq, each.due_ns) for each in shard(arrivals(scenario), worker, workers)]
     return [(seq, due_ns, ask(seq) if seq % 50 == 0 else None) for seq, due_ns in own]
@@ -367,15 +370,28 @@ def test_no_other_process_knows_lengths():
 # -- the closed model -----------------------------------------------------------------------------------
 
 
-@given(st.integers(min_value=1, max_value=8), st.integers(min_value=1, max_value=100))
-@settings(max_examples=30)
-def test_claims_of_all_workers_are_the_count(workers, count):
-    claimed = [claim for worker in range(workers) for claim in claims(worker, workers, count)]
-    assert sorted(claimed) == list(range(count))
+@given(st.integers(min_value=1, max_value=8), st.integers(min_value=1, max_value=3))
+def test_all_workers_and_kinds_together_claim_each_number_once(workers, kinds):
+    claimed = [
+        seq
+        for worker in range(workers)
+        for kind in range(kinds)
+        for seq in itertools.islice(claims(worker, workers, kind, kinds), 20)
+    ]
+    assert sorted(claimed) == list(range(20 * workers * kinds))
 
 
-def test_claims_without_a_count_never_end():
-    assert list(itertools.islice(claims(1, 3, None), 4)) == [1, 4, 7, 10]
+def test_claims_of_the_only_kind_are_every_workers_th():
+    assert list(itertools.islice(claims(1, 3, 0, 1), 4)) == [1, 4, 7, 10]
+
+
+@pytest.mark.parametrize("kinds", [2, 3])
+@pytest.mark.parametrize("rows", [2, 4, 6, 9, 10])
+def test_each_kind_sees_all_rows_of_a_data_set(kinds, rows):
+    for kind in range(kinds):
+        seen = Counter(seq % rows for seq in itertools.islice(claims(0, 1, kind, kinds), 100 * rows))
+        assert len(seen) == rows
+        assert max(seen.values()) < 2 * min(seen.values())
 
 
 def test_a_closed_model_has_no_schedule():
