@@ -8,17 +8,18 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import msgspec
-
 from harness.client.call import Call
 from harness.client.dialects import Delta
-from harness.client.dialects.base import END_MARKER, FAILED_FINISHES, error_of
+from harness.client.dialects.base import END_MARKER, FAILED_FINISHES, UNREADABLE, error_of
 from harness.client.exchange import Exchange, is_noise
 from harness.client.pattern import Pattern, Stride, pattern_of
 from harness.client.sse import Event, EventStream, KeepAlive, Lines
 from harness.record import Outcome, Usage
 
 _START_BYTES = 8_192
+_LESSONS = 8
+"""So many pieces of a stream may teach a shape. What others then differ in, no shape leaves out."""
+_LONGEST_WAIT_S = 86_400.0
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
@@ -36,7 +37,9 @@ class Stream:
         "_expected",
         "_framer",
         "_inflate",
+        "_lessons",
         "_marked",
+        "_reads",
         "_start",
         "_usual",
         "choices",
@@ -71,7 +74,9 @@ class Stream:
         """How most pieces of this stream look."""
         self._expected: Pattern | None = None
         """The same, if its next byte begins a new event, by all that has been read."""
+        self._lessons = _LESSONS
         self._decode = call.dialect.decode_event
+        self._reads = call.dialect.reads
         self._marked = call.dialect.framing == "sse"
         """The stream ends with a marker; a stream of lines, with a finish reason."""
         self._framer: EventStream | Lines = EventStream() if self._marked else Lines()
@@ -117,7 +122,14 @@ class Stream:
                 continue
             delta = self._take(event)
             if whole and delta is not None and len(events) == 1 and self._framer.between:
-                self._usual = pattern_of(piece, event, delta) or self._usual
+                self._learn(piece, event, delta)
+
+    def _learn(self, piece: bytes, event: Event, delta: Delta) -> None:
+        """Others may look as this piece did; its shape is asked for as long as shapes may help."""
+        pattern = pattern_of(piece, event, delta, self._reads if self._lessons else None)
+        if pattern is not None:
+            self._usual = pattern
+            self._lessons -= self._lessons > 0
 
     def end(self, exchange: Exchange) -> None:
         """The stream is over: what is still missing?"""
@@ -152,7 +164,7 @@ class Stream:
             self.first_event_ns = stamp_ns
         try:
             delta = self._decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             named = error_of(payload)
             if named is None:
                 self._fault(Outcome.MALFORMED, "event is not the dialect's JSON")
@@ -205,7 +217,7 @@ def read_body(exchange: Exchange, decode: Callable[[bytes], Delta]) -> Said:
         delta = decode(body)
     except zlib.error:
         return Outcome.MALFORMED, "broken compression", None, None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return Outcome.MALFORMED, f"not the dialect's JSON but {_media_type(exchange)}", None, None
     outcome, error = _fault_of(delta, "error body: ")
     if outcome is None:
@@ -279,19 +291,24 @@ def retry_after_s(value: bytes | None, wall_now: datetime | None = None) -> floa
     Args:
         value: the header's value; None if there was none.
         wall_now: the present, for a date; None reads the clock.
+
+    Returns:
+        None also for what nobody can mean, or waits for.
     """
     text = (value or b"").decode("latin-1").strip()
     if not text:
         return None
     if text.replace(".", "", 1).isdecimal():
-        return float(text)
+        asked_s = float(text)
+        return asked_s if asked_s <= _LONGEST_WAIT_S else None
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+        if at.tzinfo is None:
+            at = at.replace(tzinfo=UTC)
+        asked_s = (at - (wall_now or datetime.now(UTC))).total_seconds()
+    except (ValueError, OverflowError):
         return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return max((at - (wall_now or datetime.now(UTC))).total_seconds(), 0.0)
+    return max(asked_s, 0.0) if asked_s <= _LONGEST_WAIT_S else None
 
 
 def _media_type(exchange: Exchange) -> str:

@@ -29,6 +29,8 @@ _LEARN_BYTES = 1_024
 
 SWEEP_S = 0.05
 """Deadlines are looked at this often: none is missed by more."""
+_AWAY_NS = int(3 * SWEEP_S * 1e9)
+"""Where the event loop was away for so long, what the server sent meanwhile is read before it is blamed."""
 
 
 HEADERS = (b"content-length", b"transfer-encoding", b"content-encoding", b"content-type", b"retry-after")
@@ -237,6 +239,7 @@ class Deadlines:
     """
 
     def __init__(self, hub: Any, on_sweep: Callable[[], None]) -> None:
+        self._swept_ns = 0
         self.first_ns = sys.maxsize
         """No exchange need be looked at before this. Whoever begins one lowers it, if it must."""
         self._carriers: set[Carrier] = set()
@@ -247,6 +250,7 @@ class Deadlines:
         """Look after a connection's exchanges from now on."""
         if not self._carriers:
             self._on_sweep()
+            self._swept_ns = now_ns()
             self._timer.start(self.sweep)
         self._carriers.add(carrier)
 
@@ -259,8 +263,9 @@ class Deadlines:
     def sweep(self) -> None:
         """Give up what has passed its deadline."""
         self._on_sweep()
-        now = now_ns()
-        if now < self.first_ns:
+        before, now = self._swept_ns, now_ns()
+        self._swept_ns = now
+        if now < self.first_ns or now - before > _AWAY_NS:
             return
         for carrier, exchange in self._under_way():
             if now >= exchange.check_ns:

@@ -352,8 +352,10 @@ def _head_of(piece: bytes, exchange: Exchange) -> _Head | None:
     """The head of a whole answer, where it alone says how long the answer is."""
     if exchange.status != 200 or exchange.header(b"transfer-encoding") is not None:
         return None
-    body_bytes = sum(map(len, exchange.pieces))
-    return _Head(piece[: len(piece) - body_bytes], len(piece), exchange.headers)
+    head = piece[: len(piece) - sum(map(len, exchange.pieces))]
+    if not head.endswith(b"\r\n\r\n"):  # line ends followed the body, which llhttp passes over
+        return None
+    return _Head(head, len(piece), exchange.headers)
 
 
 def _ends_chunk(read: bytes, data: bytes) -> bool:

@@ -341,10 +341,13 @@ class _Link:
         exchange = stream.exchange
         exchange.headers_ns = max(stamp_ns, exchange.sent_ns or 0)
         for name, value in event.headers or ():
-            if name == b":status":
-                exchange.status = int(value)
-            else:
+            if name != b":status":
                 exchange.headers.setdefault(bytes(name), bytes(value))
+            elif len(value) == 3 and value.isdigit():
+                exchange.status = int(value)
+            else:  # which h2 lets pass
+                self._finish(stream, stamp_ns, Outcome.MALFORMED, "the status is no number")
+                return
         exchange.begin_body()
 
     def _take_body(self, event: DataReceived, stamp_ns: int) -> None:

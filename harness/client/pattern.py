@@ -2,13 +2,16 @@
 
 Servers send token after token in the same words: `data: {"id":"x",...,"delta":{"content":"` token
 `"},"finish_reason":null}]}`. Once such a piece has been parsed, a later one with the same head and tail
-and a plain text between them says the same, and that is found out in 0.3 µs instead of 5. Where each comes
-in a chunk of HTTP/1.1 and a read of its own, the chunk's framing is part of what repeats itself.
+and a plain text between them says the same, and that is found out in 0.3 µs instead of 5. Some servers change
+more with each token: padding against listeners, probabilities. A piece that differs in members which nobody
+reads says the same, too; its shape tells that in 1 µs. Where each piece comes in a chunk of HTTP/1.1 and a
+read of its own, the chunk's framing is part of what repeats itself.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import msgspec
 
@@ -21,6 +24,17 @@ _TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|text)": ?"(%b)"' %
 """Where the dialects keep an answer's text. In valid JSON it is a member, never a part of a string: its
 quotes would be escaped there."""
 _plain = re.compile(_PLAIN).fullmatch
+
+_NUMBER = rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_VALUES = (rb'"[ !#-\[\]-~]*"', _NUMBER, rb"\[(?:%b(?:, ?%b)*)?\]" % (_NUMBER, _NUMBER))
+"""Of values that nobody reads, any other of their sort will do: ASCII text, numbers, lists of numbers."""
+_MEMBER = re.compile(rb'"([A-Za-z0-9_]+)": ?(?:(%b)|(%b)|(%b))(?=[,}])' % _VALUES)
+
+Shape = Callable[[bytes, int, int], re.Match[bytes] | None]
+"""Matches a piece that looks alike, in a read from one place to another; the first group is the text."""
+_SHAPES: dict[bytes, Shape | None] = {}
+"""By their expressions. Compiling one takes 0.5 ms: it is None until the expression comes again."""
+_SHAPES_MOST = 256
 
 _KNOWN: set[bytes] = set()
 """Short texts that were found plain: tokens come again and again."""
@@ -54,12 +68,21 @@ class Pattern(msgspec.Struct, frozen=True, gc=False):
 
     head: bytes
     tail: bytes
+    shape: Shape | None = None
 
     def matches(self, piece: bytes) -> bool:
-        """The piece differs in its text only, which is not empty, and valid UTF-8."""
+        """The piece differs in its text, which is not empty and valid UTF-8, and in nothing that is read."""
         head, tail = self.head, self.tail
         text = piece[len(head) : -len(tail)]
-        return (text in _KNOWN or _is_plain(text)) and piece == b"".join((head, text, tail))
+        plain = text in _KNOWN or (piece.endswith(tail) and _is_plain(text))
+        return (plain and piece == b"".join((head, text, tail))) or self.resembles(piece, 0, len(piece))
+
+    def resembles(self, read: bytes, begin: int, end: int) -> bool:
+        """The same of a piece that differs in more than its text: the read from `begin` to `end`."""
+        if self.shape is None:
+            return False
+        match = self.shape(read, begin, end)
+        return match is not None and (match[1] in _KNOWN or _is_plain(match[1]))
 
 
 class Stride:
@@ -73,11 +96,12 @@ class Stride:
         chunk_ns: where the stamps go.
     """
 
-    __slots__ = ("_chunk_ns", "_end", "_head", "_size_lines", "bytes_in")
+    __slots__ = ("_chunk_ns", "_end", "_head", "_pattern", "_size_lines", "bytes_in")
 
     def __init__(self, pattern: Pattern, chunk_ns: list[int]) -> None:
         self.bytes_in = 0
         """Of the chunks taken, with their framing."""
+        self._pattern = pattern
         self._head = pattern.head
         self._end = pattern.tail + _CRLF
         self._size_lines = _SIZE_LINES
@@ -90,24 +114,33 @@ class Stride:
             return False
         line, head, end = self._size_lines[total], self._head, self._end
         text = read[len(line) + len(head) : -len(end)]
-        if not (text in _KNOWN or _is_plain(text)):
+        plain = text in _KNOWN or (read.endswith(end) and _is_plain(text))
+        if not (plain and read == b"".join((line, head, text, end))) and not self._is_chunk(read):
             return False
-        if read != b"".join((line, head, text, end)):
-            if read != b"".join((_CAPITALS[total], head, text, end)):
-                return False
-            self._size_lines = _CAPITALS
         self._chunk_ns.append(stamp_ns)
         self.bytes_in += total
         return True
 
+    def _is_chunk(self, read: bytes) -> bool:
+        """The same of a read that differs in more than its text, or has its size in capitals."""
+        total = len(read)
+        if not read.startswith(self._size_lines[total]):
+            self._size_lines = _CAPITALS
+        line = self._size_lines[total]
+        if not read.startswith(line) or not read.endswith(_CRLF):
+            return False
+        begin, end = len(line), total - len(_CRLF)
+        return self._pattern.resembles(read, begin, end) or self._pattern.matches(read[begin:end])
 
-def pattern_of(piece: bytes, event: Event, delta: Delta) -> Pattern | None:
+
+def pattern_of(piece: bytes, event: Event, delta: Delta, reads: frozenset[bytes] | None) -> Pattern | None:
     """The pattern of a piece that held one whole event, and nothing else; None if it is not usual.
 
     Args:
         piece: the bytes, begun and ended between two events.
         event: what they framed.
         delta: what that said: text, and nothing that depends on what the text is.
+        reads: the names of all members that make a difference; None leaves its shape out.
     """
     says_text = delta.content or delta.reasoning
     if not says_text or delta.finish_reason is not None or delta.usage is not None or delta.error is not None:
@@ -116,8 +149,33 @@ def pattern_of(piece: bytes, event: Event, delta: Delta) -> Pattern | None:
     texts = list(_TEXT.finditer(event.payload))
     if start < 0 or len(texts) != 1 or event.name == b"error":
         return None
-    begin, end = texts[0].span(1)
-    return Pattern(piece[: start + begin], piece[start + end :])
+    begin, end = (start + at for at in texts[0].span(1))
+    shape = None if reads is None else _shape(_expression(piece, begin, end, reads))
+    return Pattern(piece[:begin], piece[end:], shape)
+
+
+def _expression(piece: bytes, begin: int, end: int, reads: frozenset[bytes]) -> bytes:
+    """Matches what differs from a piece in its text, from `begin` to `end`, and in what nobody reads."""
+    unread = [member for member in _MEMBER.finditer(piece) if member[1] not in reads]
+    sorts = [(member, member.lastindex or 0) for member in unread]
+    holes = [(*member.span(sort), _VALUES[sort - 2]) for member, sort in sorts]
+    parts, at = [], 0
+    for low, high, values in sorted([*holes, (begin, end, b"(%b)" % _PLAIN)]):
+        parts += [re.escape(piece[at:low]), values]
+        at = high
+    return b"".join([*parts, re.escape(piece[at:])])
+
+
+def _shape(expression: bytes) -> Shape | None:
+    """What an expression matches; None of one that is new: it may never come again."""
+    if expression not in _SHAPES:
+        if len(_SHAPES) < _SHAPES_MOST:
+            _SHAPES[expression] = None
+        return None
+    shape = _SHAPES[expression]
+    if shape is None:
+        shape = _SHAPES[expression] = re.compile(expression).fullmatch
+    return shape
 
 
 def _is_plain(text: bytes) -> bool:

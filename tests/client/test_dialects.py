@@ -9,7 +9,7 @@ import pytest
 from scripted import request
 
 from harness.client.dialects import DIALECTS
-from harness.client.dialects.base import error_name
+from harness.client.dialects.base import error_name, error_of
 from harness.record import Usage
 
 CHAT, COMPLETIONS, LINES = (DIALECTS[name] for name in ("chat", "completions", "completions-lines"))
@@ -100,6 +100,9 @@ def test_a_token_is_told_from_an_empty_delta(dialect, choice, reasoning, content
         ),
         ('{"prompt_tokens":9}', None),
         ("null", None),
+        ('{"prompt_tokens":9223372036854775808,"completion_tokens":3}', None),
+        ('{"prompt_tokens":9,"completion_tokens":-1}', None),
+        ('{"prompt_tokens":9,"completion_tokens":3,"cached_tokens":99999999999999999999}', None),
     ],
 )
 def test_usage_is_read_with_either_vendors_names(usage, expected):
@@ -129,3 +132,18 @@ def test_an_error_is_named_without_its_payload(error, name):
 def test_what_is_not_the_dialects_json_is_refused(payload):
     with pytest.raises(msgspec.DecodeError):
         CHAT.decode_event(payload)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"error":{"message":"café","code":"x"}}'.encode("latin-1"),
+        b'{"error":{"message":"caf\xc3',
+        b'{"error":' + b"[" * 200_000,
+        b"\xff",
+        b"",
+    ],
+    ids=["latin-1", "cut in a character", "lists without end", "no text", "nothing"],
+)
+def test_an_error_that_cannot_be_read_has_no_name(body):
+    assert error_of(body) is None

@@ -94,6 +94,23 @@ def test_each_is_given_up_by_its_own_connection_when_it_is_overdue(deadlines, cl
     assert other.given_up == [(quick, Outcome.STALLED, "idle timeout before the response")]
 
 
+def test_what_came_while_the_client_was_away_is_read_before_anybody_is_given_up(deadlines, clock):
+    carrier, second = Carrier(deadlines), 10**9
+    deadlines.watch(carrier)
+    exchange = carrier.begin(idle_ns=second, total_ns=60 * second)
+    clock.advance(3 * second)
+    deadlines.sweep()
+    assert carrier.given_up == []
+    exchange.pieces, exchange.stamps = [b"data: a\n\n"], [clock.now]
+    clock.advance(second // 20)
+    deadlines.sweep()
+    assert carrier.given_up == []
+    for _ in range(20):
+        clock.advance(second // 20)
+        deadlines.sweep()
+    assert carrier.given_up == [(exchange, Outcome.STALLED, "idle timeout before the response")]
+
+
 def test_nobody_is_asked_before_the_first_deadline(deadlines, clock):
     carrier = Carrier(deadlines)
     deadlines.watch(carrier)

@@ -10,6 +10,7 @@ from itertools import pairwise
 import gevent
 import pytest
 from gevent.event import Event
+from httptools import HttpResponseParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import (
@@ -27,7 +28,7 @@ from scripted import (
     serving,
 )
 
-from harness.client import target
+from harness.client import http1, target
 from harness.client.exchange import Exchange, Limits
 from harness.client.http1 import Connection
 from harness.client.transport import STAMPS
@@ -284,6 +285,50 @@ def test_an_answer_with_a_head_seen_before_is_read_like_the_first():
     assert [r.reused_connection for r in records] == [False, *[True] * 6, False]
     assert all(r.sent_ns < r.headers_ns <= r.ended_ns for r in records)
     assert records[4].headers_ns < records[4].ended_ns
+
+
+def test_a_head_seen_before_is_not_parsed_again(monkeypatch):
+    parsed = []
+
+    class Counting(HttpResponseParser):
+        def feed_data(self, piece: bytes) -> None:
+            parsed.append(piece)
+            super().feed_data(piece)
+
+    monkeypatch.setattr(http1, "HttpResponseParser", Counting)
+    with serving(answers(OK)) as server:
+        connection = Connection(target.parse(server.url))
+        records = [attempt(connection) for _ in range(5)]
+        connection.close()
+    assert {r.outcome for r in records} == {Outcome.OK}
+    assert parsed == [OK]
+
+
+def test_line_ends_after_a_body_are_no_part_of_the_next():
+    with serving(answers(OK + b"\r\n")) as server:
+        connection = Connection(target.parse(server.url))
+        records = [attempt(connection) for _ in range(4)]
+        connection.close()
+    assert [(r.outcome, r.usage) for r in records] == [(Outcome.OK, records[0].usage)] * 4
+
+
+def test_a_whole_answer_within_a_body_is_data():
+    """The second read of the second answer's body looks like the first answer."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 + len(OK))
+
+    def script(peer: Peer) -> None:
+        for pieces in ((OK,), (head + b" ", OK)):
+            peer.read_request()
+            for piece in pieces:
+                peer.send(piece)
+                gevent.sleep(0.005)
+        peer.until_gone()
+
+    with serving(script) as server:
+        connection = Connection(target.parse(server.url))
+        _, record = attempt(connection), attempt(connection)
+        connection.close()
+    assert (record.outcome, record.bytes_in) == (Outcome.MALFORMED, len(head) + 1 + len(OK))
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,22 @@ def test_a_reset_stream_leaves_the_others_alone(code, headed, outcome, error):
     assert records[1].error == error
 
 
+@pytest.mark.parametrize("status", ["abc", "20", "+20", "2000", "\uff12\uff10\uff10"])
+def test_a_status_that_is_no_number_ends_its_own_stream(status):
+    def answer(peer: H2Peer, stream: int) -> None:
+        if peer.heads[stream]["x-request-id"] == "r-1":
+            peer.head(stream, status)
+        else:
+            streamed(peer, stream)
+
+    with serving_h2(answer) as server:
+        mux = Mux(target.parse(server.url))
+        records = batch(mux, 3, stream=True)
+        mux.close()
+    assert [r.outcome for r in records] == [Outcome.OK, Outcome.MALFORMED, Outcome.OK]
+    assert records[1].error == "the status is no number"
+
+
 @pytest.mark.parametrize(("said", "pieces"), [("4", 2), ("4000", 1), ("4", 0)])
 def test_a_wrong_length_leaves_the_others_alone(said, pieces):
     def answer(peer: H2Peer, stream: int) -> None:

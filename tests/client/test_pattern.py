@@ -13,9 +13,11 @@ from scripted import DONE, Peer, attempt, chunk, serving
 from scripted import event as told
 
 from harness.client import answer as answers
+from harness.client import pattern as patterns
 from harness.client.answer import Stream
 from harness.client.call import prepare
-from harness.client.dialects.chat import decode
+from harness.client.dialects import DIALECTS
+from harness.client.dialects.chat import CHAT, decode
 from harness.client.exchange import Exchange, Limits, limits
 from harness.client.http1 import Connection
 from harness.client.pattern import Stride, pattern_of
@@ -37,7 +39,9 @@ TAIL = b'"},"finish_reason":null}]}\n\n'
 
 def learned(piece=HEAD + b"token" + TAIL):
     payload = piece.removeprefix(b"data: ").removesuffix(b"\n\n")
-    return pattern_of(piece, Event(payload, 0), decode(payload))
+    for _ in range(2):  # no shape is made of what was seen once
+        pattern = pattern_of(piece, Event(payload, 0), decode(payload), CHAT.reads)
+    return pattern
 
 
 @pytest.mark.parametrize("text", [b"x", b" longer than before ", b"{}[]:,", "数".encode(), b"'"])
@@ -65,6 +69,109 @@ def test_what_is_more_than_another_text_does_not_match(piece):
     assert not learned().matches(piece)
 
 
+PADDED = (
+    b'data: {"id":"chatcmpl-1","created":1762336862,"choices":[{"index":0,"delta":{"content":"token"},'
+    b'"logprobs":{"content":[{"token":"token","logprob":-0.25,"bytes":[116,111],"top_logprobs":[]}]},'
+    b'"finish_reason":null}],"usage":null,"obfuscation":"x7Kq"}\n\n'
+)
+"""As OpenAI's, with probabilities asked for."""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"x7Kq", b""),
+        (b"x7Kq", b"A much, longer {padding}: [1]"),
+        (b"chatcmpl-1", b"chatcmpl-2"),
+        (b"1762336862", b"1762336863"),
+        (b"-0.25", b"-1.5e-07"),
+        (b"[116,111]", b"[32]"),
+        (b'"content":"token"', '"content":"数"'.encode()),
+        (b'"index":0', b'"index":1'),
+    ],
+)
+def test_what_nobody_reads_may_differ(before, after):
+    pattern, piece = learned(PADDED), PADDED.replace(before, after)
+    assert pattern.matches(piece)
+    stride = Stride(pattern, [])
+    assert stride.takes(chunk(piece), 7)
+    assert stride.takes(b"%X\r\n%b\r\n" % (len(piece), piece), 8)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'"finish_reason":null', b'"finish_reason":"stop"'),
+        (b'"usage":null', b'"usage":{"prompt_tokens":1,"completion_tokens":1}'),
+        (b'"usage":null', b'"usage":null,"error":{"code":"x"}'),
+        (b'"content":"token"', b'"content":""'),
+        (b'"content":"token"', b'"content":"a\\n"'),
+        (b'"content":"token"', b'"content":"\xff"'),
+        (b'"content":"token"', b'"content":"a","reasoning":"b"'),
+        (b'"index":0', b'"index":00'),
+        (b'"index":0', b'"index":"0"'),
+        (b'"index":0', b'"index":[{}]'),
+        (b"-0.25", b"-.25"),
+        (b"-0.25", b"-"),
+        (b"x7Kq", b"a\\n"),
+        (b"x7Kq", b"\xff"),
+        (b"x7Kq", b'a","error":{"code":"b"},"c":"'),
+        (b'{"id"', b'{"error":"x","id"'),
+        (b"[116,111]", b"[116,]"),
+    ],
+)
+def test_what_is_read_or_no_json_may_not_differ(before, after):
+    pattern, piece = learned(PADDED), PADDED.replace(before, after)
+    assert piece != PADDED
+    assert not pattern.matches(piece)
+    assert not Stride(pattern, []).takes(chunk(piece), 7)
+
+
+def test_the_members_that_make_a_difference_are_all_that_the_decoders_know():
+    assert {b"choices", b"delta", b"content", b"refusal", b"finish_reason", b"usage", b"error"} <= CHAT.reads
+    assert {b"prompt_cache_hit_tokens", b"cached_tokens", b"x_groq", b"thinking", b"code"} <= CHAT.reads
+    assert {b"text", b"reasoning_content"} <= DIALECTS["completions"].reads
+    assert not {b"id", b"created", b"obfuscation", b"logprob", b"index"} & CHAT.reads
+
+
+def test_a_shape_is_made_of_what_comes_again_and_of_no_more_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(patterns, "_SHAPES", {})
+    payload = PADDED[6:-2]
+    first, again = (pattern_of(PADDED, Event(payload, 0), decode(payload), CHAT.reads) for _ in range(2))
+    assert (first.shape is None, again.shape is None) == (True, False)
+    for number in range(300):
+        learned(PADDED.replace(b"obfuscation", b"padding%d" % number))
+    assert len(patterns._SHAPES) == patterns._SHAPES_MOST
+
+
+def test_a_stream_that_never_looks_alike_teaches_no_end_of_shapes(monkeypatch):
+    made = []
+    make = patterns._expression
+    monkeypatch.setattr(patterns, "_expression", lambda *piece: made.append(piece) or make(*piece))
+    pieces = [PADDED.replace(b"obfuscation", b"padding%d" % number) for number in range(100)]
+    assert read(pieces)["chunk_ns"] == list(range(10, 110))
+    assert len(made) == answers._LESSONS
+
+
+def test_short_texts_are_remembered_and_not_too_many():
+    for number in range(6_000):
+        assert learned().matches(HEAD + b"t%d" % number + TAIL)
+    assert len(patterns._KNOWN) == patterns._KNOWN_MOST
+
+
+@pytest.mark.parametrize("order", ["aba", "abab", "aabba"])
+def test_usage_in_each_chunk_is_that_of_the_last(order):
+    counted = {
+        name: PADDED.replace(b'"usage":null', b'"usage":{"prompt_tokens":9,"completion_tokens":%d}' % number)
+        for number, name in enumerate("ab", 1)
+    }
+    exchange, answer = Exchange(limits(Timeouts()), 0), Stream(CALL)
+    exchange.pieces += [counted[name] for name in order * 10]
+    exchange.stamps += range(len(exchange.pieces))
+    answer.read(exchange)
+    assert answer.usage.completion == " ab".index(order[-1])
+
+
 @pytest.mark.parametrize(
     "delta",
     [
@@ -87,8 +194,13 @@ def test_an_end_and_an_error_teach_nothing():
 
 texts = st.one_of(st.text(max_size=6), st.sampled_from(["a", " the", "数", "\U0001f642", '"', "\\", "\n"]))
 members = st.sampled_from(["content", "reasoning_content", "role", "text"])
+extras = st.dictionaries(
+    st.sampled_from(["obfuscation", "obfuscation", "created", "usage", "error", "type"]),
+    st.one_of(texts, st.integers(), st.floats(allow_nan=False), st.lists(st.integers(0, 255), max_size=3)),
+    max_size=2,
+)
 events = st.one_of(
-    st.tuples(members, texts, st.sampled_from([None, None, None, "stop"]), st.booleans()),
+    st.tuples(members, texts, st.sampled_from([None, None, None, "stop"]), st.booleans(), extras),
     st.sampled_from([": keep-alive\n\n", "\n", "data: [DONE]\n\n", "data: {broken\n\n", "id: 7\n", "\r\n"]),
 )
 
@@ -96,9 +208,10 @@ events = st.one_of(
 def spelled(event):
     if isinstance(event, str):
         return event.encode()
-    member, text, finish, ascii_only = event
+    member, text, finish, ascii_only, extra = event
     choice = {"index": 0, "delta": {member: text}, "finish_reason": finish}
-    body = json.dumps({"id": "x", "choices": [choice]}, ensure_ascii=ascii_only, separators=(",", ":"))
+    whole = {"id": "x", "choices": [choice], **extra}
+    body = json.dumps(whole, ensure_ascii=ascii_only, separators=(",", ":"))
     return b"data: %b\n\n" % body.encode("utf-8", "surrogatepass")
 
 
@@ -253,10 +366,11 @@ def seen(reads):
         )
 
 
-learning = [spelled(("content", "token", None, False))] * 16
-usual = st.sampled_from(["a", " the", "数", "token", "x" * 90]).map(
-    lambda text: spelled(("content", text, None, False))
-)
+learning = [spelled(("content", "token", None, False, {}))] * 16
+usual = st.tuples(
+    st.sampled_from(["a", " the", "数", "token", "x" * 90]),
+    st.sampled_from([{}, {"obfuscation": "a"}, {"obfuscation": "xyz"}, {"created": 1.5}, {"created": -20}]),
+).map(lambda varied: spelled(("content", varied[0], None, False, varied[1])))
 several = st.lists(st.one_of(usual, usual, usual, events.map(spelled)), max_size=40)
 cuts = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 300)), max_size=6)
 
@@ -270,13 +384,15 @@ def test_an_answer_reads_the_same_without_strides(whole, cuts, ended, form):
         first, rest = reads[number][:place], reads[number][place:]
         following = reads[number + 1] if number + 1 < len(reads) else b""
         reads[number : number + 2] = [each for each in (first, rest + following) if each]
-    quick = seen(reads)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.client.http1._SHORT_STRIDE_BYTES", 0)  # as many strides as can be
+        quick = seen(reads)
         patch.setattr(Stream, "stride", lambda *_: None)
         assert seen(reads) == quick
 
 
-LEARNT = [STREAM_HEAD, *[USUAL] * 20]
+LEARNT = [STREAM_HEAD, *[USUAL] * 60]
+"""More than a short stride: what follows may begin another one."""
 
 
 @pytest.mark.parametrize(
@@ -286,7 +402,7 @@ def test_what_looks_like_a_chunk_in_mid_chunk_is_data(before):
     data = before + USUAL
     reads = [*LEARNT, b"%x\r\n" % len(data) + before, USUAL, b"\r\n", chunk(DONE) + b"0\r\n\r\n"]
     (bytes_in, *_, outcome), (chunk_ns, *_), *_ = seen(reads)
-    assert (bytes_in, outcome, len(chunk_ns)) == (sum(map(len, reads)), None, 22)
+    assert (bytes_in, outcome, len(chunk_ns)) == (sum(map(len, reads)), None, 62)
 
 
 def test_what_looks_like_an_event_in_mid_event_is_not_one():
@@ -333,7 +449,7 @@ def test_chunks_that_never_match_are_not_tried_again_and_again(monkeypatch):
     takes = Stride.takes
     monkeypatch.setattr(Stride, "takes", lambda self, *read: tried.append(read) or takes(self, *read))
     for number in range(300):
-        padded = told("token").replace(b'{"choices"', b'{"padding":"%09d","choices"' % number)
+        padded = told("token").replace(b'{"choices"', b'{"padding%09d":"","choices"' % number)
         wire.read(chunk(padded) if number else STREAM_HEAD, number)
     wire.read(chunk(DONE) + b"0\r\n\r\n", 300)
     assert 0 < len(tried) <= 5
@@ -374,6 +490,18 @@ def test_what_is_not_in_plain_chunks_of_http_is_parsed(monkeypatch, fields):
     for stamp_ns, piece in enumerate(reads):
         wire.read(piece, stamp_ns)
         assert wire.taker is None
+
+
+def test_what_was_read_and_let_go_was_progress(monkeypatch):
+    """Events without a token leave no stamp behind."""
+    wire = Wire(monkeypatch)
+    idle = b'data: {"choices":[{"index":0,"delta":{"role":"assistant"},"finish_reason":null}]}\n\n'
+    for number, piece in enumerate([STREAM_HEAD, *[chunk(idle)] * 200]):
+        wire.read(piece, number * 900_000)
+    wire.exchange.digest()
+    assert not wire.exchange.pieces
+    assert wire.exchange.overdue(200 * 900_000 + 999_999) is None
+    assert wire.exchange.overdue(200 * 900_000 + 1_000_000)[1] == "idle timeout in mid-answer"
 
 
 def test_a_comment_in_mid_stride_is_no_progress(monkeypatch):

@@ -124,6 +124,20 @@ def test_an_error_status_is_its_outcome(status, outcome, stream):
     assert record.error == f"HTTP {status[:3]} some_code"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_in_another_encoding_is_its_status(stream):
+    record = judged(http("500 X", '{"error":{"message":"café","code":"x"}}'.encode("latin-1")), stream=stream)
+    assert (record.outcome, record.error) == (Outcome.HTTP_ERROR, "HTTP 500")
+
+
+@pytest.mark.parametrize(
+    "told", [b'{"error":{"message":"caf\xc3"}}', b'{"zzz":' + b"[" * 200_000], ids=["cut", "lists in lists"]
+)
+def test_an_event_that_cannot_be_read_is_malformed(told):
+    record = judged(chunked(b"data: %b\n\n" % told, DONE), stream=True)
+    assert (record.outcome, record.error) == (Outcome.MALFORMED, "event is not the dialect's JSON")
+
+
 def test_an_error_page_of_a_proxy_is_only_its_status():
     assert judged(http("502 Bad Gateway", b"<html>secret</html>")).error == "HTTP 502"
 
@@ -146,6 +160,7 @@ def test_an_error_whose_body_is_cut_is_still_its_status():
         ),
         (http("200 OK", b"<html>", b"Content-Type: text/html"), "not the dialect's JSON but text/html"),
         (http("200 OK", b'"\xff"'), "not the dialect's JSON but something else"),
+        (http("200 OK", b'{"choices":' + b"[" * 200_000), "not the dialect's JSON but something else"),
         (http("200 OK", CHAT_BODY, b"Content-Encoding: br"), "unknown content-encoding"),
         (http("200 OK", CHAT_BODY, b"Content-Encoding: gzip"), "broken compression"),
     ],
@@ -506,6 +521,11 @@ def test_a_cut_is_tried_again_only_if_the_scenario_says_so(outcomes, attempts):
         (b"soon", None),
         (b"Mon, 23 Nov 2026 10:00:30 GMT", 30.0),
         (b"Mon, 23 Nov 2026 09:00:00 GMT", 0.0),
+        (b"86400", 86_400.0),
+        (b"86401", None),
+        (b"9" * 400, None),
+        (b"Mon, 31 Dec 9999 23:59:59 -2300", None),
+        (b"Fri, 01 Jan 2100 00:00:00 GMT", None),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value, seconds):

@@ -12,6 +12,7 @@ import trustme
 from gevent import socket
 from gevent import ssl as cooperative
 from scripted import CHAT_BODY, DONE, Peer, answers, attempt, chunk, chunked, event, http, serving
+from test_transport import BUSY_NS, answer_time_of_a_busy_client
 
 from harness.client import target
 from harness.client.http1 import Connection
@@ -88,6 +89,13 @@ def test_the_reads_of_a_stream_in_its_stride_pass_the_parser_by(authority, monke
         connection.close()
     assert (record.outcome, len(record.chunk_ns)) == (Outcome.OK, 102)
     assert len(parsed) < 50
+
+
+@pytest.mark.parametrize("stamps", sorted({"user", STAMPS}))
+def test_only_user_stamps_show_the_clients_own_business(authority, stamps):
+    trusting = server_context(authority.issue_cert("127.0.0.1"), "http/1.1"), client_context(authority)
+    seen_ns = answer_time_of_a_busy_client(stamps, *trusting)
+    assert seen_ns < BUSY_NS / 2 if stamps == "kernel" else seen_ns >= BUSY_NS
 
 
 def test_an_untrusted_authority_is_a_connect_error(authority):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import socket as names
+import time
 
 import gevent
 import pytest
 from scripted import CHAT_BODY, Peer, answers, attempt, http, serving
 
 from harness.client import target, transport
+from harness.client.exchange import deadlines
 from harness.client.http1 import Connection
 from harness.client.transport import READ_LAG, STAMPS, WALL, read_stamps
-from harness.clock import now_ns
+from harness.clock import Anchor, now_ns
 from harness.record import Outcome
 
 OK = http("200 OK", CHAT_BODY)
@@ -40,20 +42,23 @@ def fresh():
     read_stamps.cache_clear()
 
 
-def answer_time_of_a_busy_client(stamps: str) -> int:
+def answer_time_of_a_busy_client(stamps: str, server_tls=None, client_tls=None) -> int:
     """How long the answer seems to take, in ns, when the client's process is busy as the answer arrives."""
 
     def script(peer: Peer) -> None:
         peer.read_request()
+        peer.sock.setsockopt(
+            names.IPPROTO_TCP, names.TCP_NODELAY, 1
+        )  # TLS's tickets are not acknowledged yet
         peer.send(OK)
         until_ns = now_ns() + BUSY_NS
         while now_ns() < until_ns:
             pass  # the client shares this thread: it can't read now
         peer.until_gone()
 
-    with serving(answers(OK), script) as server:
-        attempt(server.url)  # the kernel starts stamping a moment after the first socket asks for it
-        connection = Connection(target.parse(server.url), stamps=stamps)
+    with serving(script, ssl_context=server_tls) as server:
+        read_stamps()  # the kernel starts stamping a moment after the first socket asks for it
+        connection = Connection(target.parse(server.url), tls=client_tls, stamps=stamps)
         exchanged = attempt(connection)
         connection.close()
     assert exchanged.outcome == Outcome.OK
@@ -66,16 +71,39 @@ def test_only_user_stamps_show_the_clients_own_business(stamps):
     assert seen_ns < BUSY_NS / 2 if stamps == "kernel" else seen_ns >= BUSY_NS
 
 
+@pytest.fixture
+def unnoticed(monkeypatch):
+    """A step of the wall clock, in seconds, that is not noticed as long as the test runs."""
+
+    def step(seconds: int) -> None:
+        before = Anchor(wall_ns=WALL.ns + seconds * 10**9, monotonic_ns=0)
+        monkeypatch.setattr(transport, "anchor", lambda: before)
+        WALL.refresh()
+
+    yield step
+    monkeypatch.undo()
+    WALL.refresh()
+
+
 @pytest.mark.parametrize("step_s", [-3600, 3600])
-def test_a_step_of_the_wall_clock_moves_no_stamp_out_of_its_bounds(monkeypatch, step_s):
-    monkeypatch.setattr(WALL, "refresh", lambda: None)
-    monkeypatch.setattr(WALL, "ns", WALL.ns + step_s * 10**9)
+def test_a_step_of_the_wall_clock_moves_no_stamp_out_of_its_bounds(unnoticed, step_s):
+    unnoticed(step_s)
+    stepped_ns = WALL.ns
     with serving(answers(OK)) as server:
         before = now_ns()
         record = attempt(server.url)
         elapsed = now_ns() - before
+    assert WALL.ns == stepped_ns
     assert record.started_ns <= record.sent_ns <= record.headers_ns <= record.ended_ns
     assert record.ended_ns - record.started_ns <= elapsed
+
+
+def test_a_step_of_the_wall_clock_is_soon_noticed(monkeypatch):
+    with serving(answers(OK)) as server:
+        attempt(server.url)
+    monkeypatch.setattr(WALL, "ns", WALL.ns + 3600 * 10**9)
+    deadlines(WALL.refresh).sweep()
+    assert abs(WALL.ns - (time.time_ns() - now_ns())) < 10**9
 
 
 @pytest.mark.parametrize("stamps", sorted({"user", STAMPS}))
@@ -87,9 +115,8 @@ def test_only_kernel_stamps_tell_how_long_bytes_lay_unread(stamps):
     assert READ_LAG.take() == 0
 
 
-def test_a_clock_that_is_set_back_does_not_look_like_a_late_reader(monkeypatch):
-    monkeypatch.setattr(WALL, "refresh", lambda: None)
-    monkeypatch.setattr(WALL, "ns", WALL.ns + 3600 * 10**9)
+def test_a_clock_that_is_set_back_does_not_look_like_a_late_reader(unnoticed):
+    unnoticed(3600)
     READ_LAG.take()
     with serving(answers(OK)) as server:
         before = now_ns()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
+from msgspec import inspect
 
 from harness.record import Usage
 from harness.workload.prompts import Request
@@ -41,9 +42,11 @@ class Dialect(msgspec.Struct, frozen=True):
     encode: Callable[[Request], bytes]
     """The JSON body."""
     decode_event: Callable[[bytes], Delta]
-    """One stream event. Raises msgspec.DecodeError."""
+    """One stream event. Raises what `UNREADABLE` names."""
     decode_body: Callable[[bytes], Delta]
-    """One whole body. Raises msgspec.DecodeError."""
+    """One whole body. Raises what `UNREADABLE` names."""
+    reads: frozenset[bytes]
+    """The names of all members that the decoding looks at."""
 
     def streams(self, *, asked: bool) -> bool:
         """The answer comes as a stream, if asked for; line-delimited JSON knows no other way."""
@@ -81,12 +84,38 @@ class _ErrorBody(msgspec.Struct, gc=False):
     type: Any = None
 
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding a server's bytes may raise: no JSON of the shape, no UTF-8, lists without end."""
+
+_MOST = 2**63 - 1
+"""Of what is counted, as much as a record holds."""
+
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 _NAME = re.compile(r"[A-Za-z][A-Za-z_.-]{0,39}")
 
 
+def members(answer: type[msgspec.Struct]) -> frozenset[bytes]:
+    """The names of all members that decoding such an answer looks at, an error's in its place included."""
+    names: set[str] = set()
+
+    def walk(kind: inspect.Type) -> None:
+        if isinstance(kind, inspect.StructType):
+            for field in kind.fields:
+                names.add(field.encode_name)
+                walk(field.type)
+        elif isinstance(kind, inspect.UnionType):
+            for each in kind.types:
+                walk(each)
+        elif isinstance(kind, inspect.ListType):
+            walk(kind.item_type)
+
+    for each in (answer, _ErrorBody):
+        walk(inspect.type_info(each))
+    return frozenset(name.encode() for name in names)
+
+
 def usage(wire: WireUsage | None) -> Usage | None:
-    """The record's token counts; None where the server gave none."""
+    """The record's token counts; None where the server gave none, or none that can be."""
     if wire is None or wire.prompt_tokens is None or wire.completion_tokens is None:
         return None
     cached, details = wire.prompt_cache_hit_tokens, wire.prompt_tokens_details
@@ -94,6 +123,9 @@ def usage(wire: WireUsage | None) -> Usage | None:
         cached = wire.cached_tokens if details is None else details.cached_tokens
     said = wire.completion_tokens_details
     reasoning = wire.reasoning_tokens if said is None else said.reasoning_tokens
+    for count in (wire.prompt_tokens, wire.completion_tokens, cached, reasoning):
+        if count is not None and not 0 <= count <= _MOST:
+            return None
     return Usage(wire.prompt_tokens, wire.completion_tokens, cached, reasoning)
 
 
@@ -117,7 +149,7 @@ def error_of(body: bytes) -> str | None:
     """The error that a body names, whatever else it may be; None if it names none."""
     try:
         said = _decode_error(body)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     if said.object == "error" and said.error is None:
         return error_name({"code": said.code, "type": said.type})

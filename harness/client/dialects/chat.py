@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from harness.client.dialects.base import Delta, Dialect, WireUsage, body_of, error_in, usage
+from harness.client.dialects.base import Delta, Dialect, WireUsage, body_of, error_in, members, usage
 from harness.workload.prompts import Request
 
 
@@ -86,4 +86,4 @@ def decode(payload: bytes) -> Delta:
     )
 
 
-CHAT = Dialect("chat", "/v1/chat/completions", "sse", encode, decode, decode)
+CHAT = Dialect("chat", "/v1/chat/completions", "sse", encode, decode, decode, members(_Answer))

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from harness.client.dialects.base import Delta, Dialect, WireUsage, body_of, error_in, usage
+from harness.client.dialects.base import Delta, Dialect, WireUsage, body_of, error_in, members, usage
 from harness.workload.prompts import Request
 
 
@@ -64,7 +64,8 @@ def decode(payload: bytes) -> Delta:
     )
 
 
-COMPLETIONS = Dialect("completions", "/v1/completions", "sse", encode, decode, decode)
+_reads = members(_Answer)
+COMPLETIONS = Dialect("completions", "/v1/completions", "sse", encode, decode, decode, _reads)
 COMPLETIONS_LINES = Dialect(
-    "completions-lines", "/v1/completions/stream", "lines", encode_lines, decode, decode
+    "completions-lines", "/v1/completions/stream", "lines", encode_lines, decode, decode, _reads
 )
