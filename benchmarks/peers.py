@@ -1,13 +1,14 @@
 """The same work through this harness and its peers, each tool's word beside what the server knows.
 
-    python benchmarks/peers.py [--tools harness,aiperf] [--works stream-paced] [--quick] [--json FILE]
-    python benchmarks/peers.py --install [--tools aiperf,evalscope]
+    python benchmarks/peers.py [--install] [--tools harness,aiperf] [--works stream-paced] [--quick]
+                               [--json FILE]
 
 A reference server has the first CPU to itself and logs when it received and sent what; the tool, with
 every process it starts, has the second. Each tool runs once, for --patience seconds at most; one that
 cannot do the work, is not installed, fails or takes too long is a row that says so. Rates, chunks and
 concurrency come from the server's log, by one definition for all; only the columns "said" are the
-tool's own. `--install` puts every peer into an environment of its own below --cache.
+tool's own. `--install` first puts every peer into an environment of its own below --cache. The exit code is
+1 if the harness is not ahead of them by as much as it must be.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ TOKENIZER = "peers/tokenizer"
 SAMPLE_S = 0.2
 PROBE_PAUSE_NS = 1_000_000_000
 """What is followed by so long a pause, in the first twentieth of the requests, was no part of the load."""
+AHEAD = 10
+"""Without pauses, the harness must read so many times the chunks of the fastest LLM peer."""
 FREE_DISK_GB = 30
 """What must be free before guidellm is installed: it brings torch, 5.7 GB."""
 
@@ -726,6 +729,16 @@ def title(work: Work) -> str:
     return f"{work.name}: {shape}, {pace}, {load}"
 
 
+def lead(rows: Sequence[Row]) -> tuple[float, str] | None:
+    """How many times the chunks of the fastest LLM peer the harness read, and whose; None without either."""
+    rates = {row.tool: row.chunks_per_s for row in rows if not row.why_not}
+    peers = [name for name in rates if TOOLS[name].package]
+    if "harness" not in rates or not peers:
+        return None
+    fastest = max(peers, key=rates.__getitem__)
+    return rates["harness"] / rates[fastest], fastest
+
+
 def chosen(given: str | None, known: Sequence[str], flags: argparse.ArgumentParser) -> list[str]:
     """A comma-separated choice among known names; all, where none is given."""
     names = list(known) if given is None else given.split(",")
@@ -742,7 +755,7 @@ def main() -> None:
     flags.add_argument("--works", metavar="A,B", help="of one-piece, stream-paced, stream-zero, stream-open")
     flags.add_argument("--quick", action="store_true", help="less of everything, to try it out")
     flags.add_argument("--patience", type=float, default=60, metavar="S", help="seconds a run may take (60)")
-    flags.add_argument("--install", action="store_true", help="install the peers, and do nothing else")
+    flags.add_argument("--install", action="store_true", help="first install the peers that are not there")
     # inference-perf needs 3.12; the others run on it too.
     flags.add_argument("--python", default="3.12", help="their Python: a version or a path (3.12)")
     default_cache = Path(tempfile.gettempdir()) / "peers"
@@ -759,7 +772,6 @@ def main() -> None:
         for name in names:
             if TOOLS[name].package:
                 say(f"{name}: {install(name, TOOLS[name].package, cache, options.python)}")
-        return
     # Ended from outside, it still ends the server and the tool, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     on, rows = machine(), list[Row]()
@@ -773,10 +785,18 @@ def main() -> None:
                 found.append(measure(name, work, Path(root) / f"{work.name}-{name}", cache, options.patience))
             print(f"\n{title(work)}\n\n{table(found)}", flush=True)
             rows += found
+    behind = False
+    zero = lead([row for row in rows if row.work == "stream-zero"])
+    if zero is not None:
+        ahead, fastest = zero
+        behind = ahead < AHEAD and not options.quick
+        answer = "no" if ahead < AHEAD else "yes"
+        print(f"\nstream-zero, chunks/s, harness : {fastest} = {ahead:.1f}, required >= {AHEAD}: {answer}")
     print(f"\n{', '.join(f'{name} {value}' for name, value in on.items())}", file=sys.stderr)
     if options.json is not None:
         rows_as_json = [dataclasses.asdict(row) for row in rows]
         options.json.write_text(json.dumps({"machine": on, "rows": rows_as_json}, indent=1))
+    sys.exit(behind)
 
 
 if __name__ == "__main__":

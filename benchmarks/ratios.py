@@ -340,6 +340,7 @@ class Stream:
 
 
 TTFT_MS, ITL_MS = 200, 20
+CHUNKS_PER_S = 300_000
 SERVER_LATE_MS = 1.0
 """A server that was later than this at P99 did not have its core to itself: the truth is blurred."""
 
@@ -349,7 +350,9 @@ class Fidelity:
     """A client's streams against the server's log."""
 
     missing: int
-    """Chunks that the server wrote and the client did not see."""
+    """Chunks that the server wrote and the client did not see, or saw and the server did not write."""
+    failed: int
+    """Streams that are not ok in the client's eyes; 0 of a baseline, which does not say."""
     ttft_error_ms: list[float]
     """TTFT by the client, from its own start, minus the server's: first chunk written - request read."""
     answer_error_ms: list[float]
@@ -365,7 +368,11 @@ class Fidelity:
 
 
 def compare(
-    client: Mapping[str, Stream], truth: Sequence[Mapping[str, Any]], usage: Usage, asked: int
+    client: Mapping[str, Stream],
+    truth: Sequence[Mapping[str, Any]],
+    usage: Usage,
+    asked: int,
+    failed: int = 0,
 ) -> Fidelity:
     """What the client saw, minus what was so."""
     missing, errors_ms, late_ms, written = 0, [], [], 0
@@ -373,7 +380,7 @@ def compare(
     for row in truth:
         seen, sent_ns = client.get(row["id"]), row["chunk_ns"]
         written += len(sent_ns)
-        missing += len(sent_ns) - (0 if seen is None else len(seen.chunk_ns))
+        missing += abs(len(sent_ns) - (0 if seen is None else len(seen.chunk_ns)))
         if seen is not None and seen.chunk_ns:
             true_ns = sent_ns[0] - row["received_ns"]
             late_ms.append(true_ns / 1e6 - TTFT_MS)
@@ -386,6 +393,7 @@ def compare(
     cpu_s = usage.between(first_ns, last_ns)
     return Fidelity(
         missing=asked - written + missing,
+        failed=failed,
         ttft_error_ms=errors_ms,
         answer_error_ms=answer_errors_ms,
         lag_ms=lags_ms,
@@ -407,7 +415,8 @@ def harness_streams(url: str, size: Size, folder: Path) -> Fidelity:
         )
         for row in records.select(["request_id", "started_ns", "sent_ns", "chunk_ns"]).to_pylist()
     }
-    return compare(client, truth_of(url), usage, size.streams * size.chunks)
+    failed = size.streams - records["outcome"].to_pylist().count("ok")
+    return compare(client, truth_of(url), usage, size.streams * size.chunks, failed)
 
 
 def baseline_streams(command: Sequence[str], url: str, size: Size, folder: Path, read: str = "") -> Fidelity:
@@ -449,9 +458,8 @@ def measure_streams(size: Size, root: Path) -> list[Row]:
             beside[name] = baseline_streams(command, url, size, root / f"streams-{len(beside)}", read)
     late_ms = [percentiles(each.server_late_ms)[1] for each in ours]
     p50s_ms, p99s_ms = zip(*[percentiles(each.ttft_error_ms) for each in ours], strict=True)
-    missing = sum(each.missing for each in ours)
     rows = [
-        Row("harness, chunks missing", f"{missing:,}", "0", missing == 0),
+        *_whole("harness", ours),
         Row("harness, TTFT error P50", spread(p50s_ms, ".3f", "ms"), "< 0.5 ms", abs(median(p50s_ms)) < 0.5),
         Row("harness, TTFT error P99", spread(p99s_ms, ".3f", "ms"), "< 5 ms", abs(median(p99s_ms)) < 5),
         Row("harness, CPU µs/chunk", spread([each.cpu_us for each in ours], ".1f")),
@@ -463,20 +471,37 @@ def measure_streams(size: Size, root: Path) -> list[Row]:
         rows.append(Row(f"{name}, chunks missing", f"{seen.missing:,}"))
         rows.append(Row(f"{name}, TTFT error P50 / P99", f"{p50_ms:.2f} / {p99_ms:.2f} ms"))
         rows.append(Row(f"{name}, CPU µs/chunk", f"{seen.cpu_us:.1f}"))
-    return [*rows, *measure_chunks(size, root)]
+    return [*rows, *measure_chunks(size, root), *measure_chunks(size, root, "--vary")]
 
 
-def measure_chunks(size: Size, root: Path) -> list[Row]:
-    """How many chunks a second we read when the server never pauses."""
+def _whole(what: str, seen: Sequence[Fidelity]) -> list[Row]:
+    """No chunk is missing, no stream has failed."""
+    missing, failed = sum(each.missing for each in seen), sum(each.failed for each in seen)
+    return [
+        Row(f"{what}, chunks missing", f"{missing:,}", "0", missing == 0),
+        Row(f"{what}, streams failed", f"{failed:,}", "0", failed == 0),
+    ]
+
+
+def measure_chunks(size: Size, root: Path, *options: str) -> list[Row]:
+    """How many chunks a second we read when the server never pauses, all of which it must have written."""
     plain = streams(200, 256)
     plain["arrivals"], plain["count"] = {"process": "closed", "users": 200}, 200 * (10 if size is FULL else 3)
-    with reference_server() as url:
-        say("streams without pauses, harness")
-        records, _ = run_harness("stream.py", plain, url, root / "chunks-ours")
-        truth_of(url)
-    chunks = sum(len(each) for each in records["chunk_ns"].to_pylist())
-    begin_ns, end_ns = min(records["sent_ns"].to_pylist()), max(records["ended_ns"].to_pylist())
-    return [Row("harness, chunks/s without pauses", f"{chunks / (end_ns - begin_ns) * 1e9:,.0f}")]
+    what = " ".join(["chunks/s without pauses", *(f"({option[2:]})" for option in options)])
+    rates = []
+    with reference_server(*options) as url:
+        for number in range(size.runs):
+            say(f"harness, {what}, run {number + 1}")
+            folder = root / f"chunks-{len(options)}-{number}"
+            records, _ = run_harness("stream.py", plain, url, folder)
+            seen = [len(each) for each in records["chunk_ns"].to_pylist()]
+            written = [len(row["chunk_ns"]) for row in truth_of(url)]
+            if sorted(seen) != sorted(written) or records["outcome"].to_pylist().count("ok") != len(seen):
+                sys.exit(f"of {sum(written)} chunks, {sum(seen)} were read: see {folder}")
+            begin_ns, end_ns = min(records["sent_ns"].to_pylist()), max(records["ended_ns"].to_pylist())
+            rates.append(sum(seen) / (end_ns - begin_ns) * 1e9)
+    required = ("", None) if options else (f">= {CHUNKS_PER_S:,}", median(rates) >= CHUNKS_PER_S)
+    return [Row(f"harness, {what}", spread(rates, ",.0f"), *required)]
 
 
 # -- (3) a thousand streams and more ----------------------------------------------------------------------
@@ -485,24 +510,25 @@ def measure_chunks(size: Size, root: Path) -> list[Row]:
 def measure_many(size: Size, root: Path) -> list[Row]:
     """More streams at once than most clients carry."""
     rows = []
-    for count, itl_ms in size.many:
-        what = f"{count:,} streams at {itl_ms} ms"
-        first = (count, itl_ms) == FULL.many[0]
+    loads: list[tuple[Any, ...]] = [*size.many, (*size.many[0], "--vary")]
+    for place, (count, itl_ms, *options) in enumerate(loads):
+        what = " ".join([f"{count:,} streams at {itl_ms} ms", *(f"({option[2:]})" for option in options)])
+        first = (count, itl_ms, *options) == FULL.many[0]
         many = dataclasses.replace(size, streams=count)
 
-        def own(number: int, many: Size = many, what: str = what) -> Fidelity:
+        def own(number: int, many: Size = many, what: str = what, place: int = place) -> Fidelity:
             say(f"{what}, run {number + 1}")
-            return harness_streams(url, many, root / f"many-{many.streams}-{number}")
+            return harness_streams(url, many, root / f"many-{place}-{number}")
 
-        with reference_server("--ttft-ms", str(TTFT_MS), "--itl-ms", str(itl_ms)) as url:
+        with reference_server("--ttft-ms", str(TTFT_MS), "--itl-ms", str(itl_ms), *options) as url:
             seen, kept = repeat(
                 own, lambda each: percentiles(each.server_late_ms)[1] < SERVER_LATE_MS, size.runs
             )
-        missing, core = sum(each.missing for each in seen), [each.core for each in seen]
+        core = [each.core for each in seen]
         p50s_ms, p99s_ms = zip(*[percentiles(each.answer_error_ms) for each in seen], strict=True)
         lag50s_ms, lag99s_ms = zip(*[percentiles(each.lag_ms) for each in seen], strict=True)
         rows += [
-            Row(f"{what}, chunks missing", f"{missing:,}", "0", missing == 0),
+            *_whole(what, seen),
             _bound(f"{what}, share of a core", core, "", 0.5 if first else None),
             Row(f"{what}, CPU µs/chunk", spread([each.cpu_us for each in seen], ".1f")),
             _bound(f"{what}, TTFT error P50, connected", p50s_ms, "ms", 0.03 if first else None),

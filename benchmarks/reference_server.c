@@ -2,12 +2,12 @@
  *
  *     cc -O2 -std=gnu11 -Wall -Wextra -o reference_server reference_server.c
  *     ./reference_server --port 0 [--ttft-ms 200 --itl-ms 20] [--chunks 128] [--together]
- *                        [--spin] [--no-truth]
+ *                        [--vary] [--spin] [--no-truth]
  *
  * The same flags, the same answers byte for byte, the same truth log. One thread, one epoll loop: each
  * chunk is one write() of its own, stamped just before it; a chunk that a full socket does not take is
  * stamped again when it goes out. With --together, the chunks of a stream without pauses share a write(),
- * 64 at most, and its stamp. Due chunks wait in a heap; the last stretch before one is due is spent
+ * 64 at most, and its stamp. With --vary, chunks differ in their text and in a padding. Due chunks wait in a heap; the last stretch before one is due is spent
  * polling, as no kernel timer wakes a process to the microsecond. So this server wants a CPU of its own.
  *
  * It shares no code with the harness, whose clients it judges. It ends at the first signal, and at
@@ -40,6 +40,7 @@ enum {
     ACCEPTS = 8,           /* connections accepted before something else has its turn */
     BURST = 256,           /* chunks without pauses written to one client before the next has its turn */
     TOGETHER = 64,         /* of them in one write, if they may share one: some 12 KiB */
+    KINDS = 64,            /* chunks of a stream that differ before they come again */
     REQUEST_BYTES = 4096,  /* the room a request has at first */
     POLL_NS = 60000,       /* what is due sooner than this is not slept for */
 };
@@ -48,6 +49,8 @@ enum {
     "{\"id\": \"chatcmpl-reference\", \"object\": \"chat.completion.chunk\", \"created\": 1700000000, "    \
     "\"model\": \"reference\", \"choices\": [{\"index\": 0, \"delta\": "
 static const char TOKEN[] = EVENT_START "{\"content\": \"token \"}, \"finish_reason\": null}]}";
+static const char VARIED[] =
+    EVENT_START "{\"content\": \"tok%03zu\"}, \"finish_reason\": null}], \"obfuscation\": \"%08" PRIx32 "\"}";
 static const char LAST_TOKEN[] = EVENT_START "{\"content\": \"token.\"}, \"finish_reason\": \"stop\"}]}";
 static const char USAGE[] = EVENT_START "{}, \"finish_reason\": null}], \"usage\": {\"prompt_tokens\": 16, "
                                         "\"completion_tokens\": %zu, \"total_tokens\": %zu}}";
@@ -91,7 +94,7 @@ typedef struct {
 static struct {
     int64_t ttft_ns, itl_ns;
     size_t chunks;
-    int spin, truth, together;
+    int spin, truth, together, vary;
 } options = {.chunks = 128, .truth = 1};
 
 static struct {
@@ -105,7 +108,7 @@ static struct {
 static Due *heap;
 static size_t heap_count, heap_room;
 
-static char token_piece[512], json_answer[1024];
+static char token_pieces[KINDS][512], json_answer[1024]; /* all as long: token_bytes */
 static size_t token_bytes, json_bytes;
 
 static void die(const char *what)
@@ -230,10 +233,10 @@ static Row *row_of(const Client *client)
 /* Write the next tokens, `most` at most, by one write. Those that the socket took no byte of are not gone. */
 static void write_tokens(Client *client, size_t most)
 {
-    static char pieces[TOGETHER * sizeof token_piece + 1536];
+    static char pieces[TOGETHER * sizeof token_pieces[0] + 1536];
     size_t left = client->tokens - client->token, count = left < most ? left : most, bytes = 0;
     for (size_t at = 0; at < count - (count == left); at++, bytes += token_bytes)
-        memcpy(pieces + bytes, token_piece, token_bytes);
+        memcpy(pieces + bytes, token_pieces[(client->token + at) % KINDS], token_bytes);
     if (count == left)
         bytes += ending(pieces + bytes, client->tokens);
     Row *row = row_of(client);
@@ -576,7 +579,7 @@ int main(int count, char **arguments)
         {"ttft-ms", required_argument, NULL, 't'}, {"itl-ms", required_argument, NULL, 'i'},
         {"chunks", required_argument, NULL, 'c'}, {"spin", no_argument, &options.spin, 1},
         {"truth", no_argument, &options.truth, 1}, {"no-truth", no_argument, &options.truth, 0},
-        {"together", no_argument, &options.together, 1},
+        {"together", no_argument, &options.together, 1}, {"vary", no_argument, &options.vary, 1},
         {NULL, 0, NULL, 0},
     };
     const char *host = "127.0.0.1", *port = "0";
@@ -608,7 +611,11 @@ int main(int count, char **arguments)
     if (prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL))  /* else the kernel may wake us 50 us late */
         die("prctl");
     signal(SIGPIPE, SIG_IGN);
-    token_bytes = chunk(token_piece, TOKEN);
+    for (size_t kind = 0; kind < KINDS; kind++) {
+        char varied[512];
+        sprintf(varied, VARIED, kind, (uint32_t)(kind + 1) * UINT32_C(2654435761));
+        token_bytes = chunk(token_pieces[kind], options.vary ? varied : TOKEN);
+    }
     json_bytes = (size_t)sprintf(json_answer, HEAD, "application/json", sizeof ANSWER - 1);
     json_bytes += (size_t)sprintf(json_answer + json_bytes, "%s", ANSWER);
     int listener = listen_at(host, port);

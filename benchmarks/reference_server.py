@@ -1,12 +1,14 @@
 """A zero-delay, or exactly paced, chat server for measuring clients: one uvloop protocol, no framework.
 
-    python benchmarks/reference_server.py --port 0 [--ttft-ms 200 --itl-ms 20] [--together] [--no-truth]
+    python benchmarks/reference_server.py --port 0 [--ttft-ms 200 --itl-ms 20] [--together] [--vary]
+                                          [--no-truth]
 
 Prints its URL first. A POST is answered with about 280 bytes of chat JSON; with `"stream":true` in
 the body, with one SSE chunk a token, `max_tokens` of them (else --chunks), one write each, at
 absolute due times. With --together, the chunks of a stream without pauses share a write, 64 at most,
-and its stamp. `GET /__truth` gives JSON lines, one a request: id, when its last byte was read,
-when each chunk was written; monotonic nanoseconds, which processes of one machine share.
+and its stamp; with --vary, chunks differ in their text and in a padding, as OpenAI's do. `GET /__truth`
+gives JSON lines, one a request: id, when its last byte was read, when each chunk was written; monotonic
+nanoseconds, which processes of one machine share.
 
 It shares no code with the harness, whose clients it judges. It stands in for reference_server.c where no
 C compiler is: at 1,000 streams it is late itself, and without pauses uvloop joins the chunks it writes.
@@ -69,6 +71,12 @@ def _event(delta: dict[str, str], finish_reason: str | None = None, **more: obje
 JSON_ANSWER = _head(b"application/json", b"Content-Length: %d" % len(_ANSWER)) + _ANSWER
 STREAM_HEAD = _head(b"text/event-stream", b"Transfer-Encoding: chunked")
 TOKEN = _event({"content": "token "})
+KINDS = 64
+"""Chunks of a stream that differ before they come again."""
+VARIED = [
+    _event({"content": f"tok{kind:03}"}, obfuscation=f"{(kind + 1) * 2654435761 % 2**32:08x}")
+    for kind in range(KINDS)
+]
 LAST_TOKEN = _event({"content": "token."}, "stop")
 _DONE = _chunk(b"[DONE]") + b"0\r\n\r\n"
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
@@ -170,9 +178,11 @@ class Server(asyncio.Protocol):
     def write_tokens(self, index: int, tokens: int, stamps: array[int]) -> None:
         """One write of the next chunks; the last brings usage and the end marker with it."""
         count = min(self.each, tokens - index)
-        pieces = TOKEN * count
-        if index + count == tokens:
-            pieces = TOKEN * (count - 1) + LAST_TOKEN + _ending(tokens)
+        last = index + count == tokens
+        usual = range(index, index + count - last)
+        pieces = b"".join(VARIED[at % KINDS] for at in usual) if self.options.vary else TOKEN * len(usual)
+        if last:
+            pieces += LAST_TOKEN + _ending(tokens)
         if self.truth.kept:
             stamps.extend([now_ns()] * count)
         self.transport.write(pieces)
@@ -214,6 +224,7 @@ def main() -> None:
     flags.add_argument("--itl-ms", type=float, default=0)
     flags.add_argument("--chunks", type=int, default=128, help="where the request has no max_tokens")
     flags.add_argument("--together", action="store_true", help="without pauses, many chunks a write")
+    flags.add_argument("--vary", action="store_true", help="chunks differ in their text and in a padding")
     flags.add_argument("--spin", action="store_true", help="never sleep; wants a CPU of its own")
     flags.add_argument("--truth", action=argparse.BooleanOptionalAction, default=True)
     try:

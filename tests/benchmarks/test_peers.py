@@ -196,3 +196,14 @@ def test_the_tokenizer_is_where_a_hugging_face_cache_has_it(tmp_path):
     merged = [each.replace(" ", "") for each in model["merges"]]
     assert set(merged) <= set(model["vocab"])
     assert {"token.", "tokenĠ"} <= set(model["vocab"])
+
+
+def test_the_lead_is_over_the_fastest_llm_peer():
+    def row(tool, chunks_per_s, why_not=""):
+        return peers.Row(tool, "stream-zero", why_not, chunks_per_s=chunks_per_s)
+
+    rows = [row("harness", 500.0), row("locust-fasthttp", 400.0), row("evalscope", 40.0), row("aiperf", 10.0)]
+    assert peers.lead(rows) == (12.5, "evalscope")
+    assert peers.lead([*rows[:2], row("evalscope", 0.0, "failed"), rows[3]]) == (50.0, "aiperf")
+    assert peers.lead(rows[1:]) is None
+    assert peers.lead(rows[:2]) is None

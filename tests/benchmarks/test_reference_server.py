@@ -79,8 +79,9 @@ def servers(command):
         serving(command, "--chunks", "3") as swift,
         serving(command, *pace) as paced,
         serving(command, "--together") as together,
+        serving(command, "--together", "--vary") as varied,
     ):
-        yield {"swift": swift, "paced": paced, "together": together}
+        yield {"swift": swift, "paced": paced, "together": together, "varied": varied}
 
 
 @pytest.fixture
@@ -143,6 +144,15 @@ def test_one_connection_gets_the_same_bytes_from_both_servers(swift):
 def test_a_paced_stream_has_the_same_bytes_as_one_without_pauses(paced):
     with paced.connect() as client:
         assert asked(client, post({"stream": True, "max_tokens": 4}), stream(4))
+
+
+def test_chunks_may_differ_in_their_text_and_in_a_padding(servers):
+    varied = reference_server.VARIED
+    assert len({*varied}) == len(varied) == reference_server.KINDS
+    tail = reference_server.LAST_TOKEN + reference_server._ending(150)
+    answer = reference_server.STREAM_HEAD + b"".join((varied * 3)[:149]) + tail
+    with servers["varied"].connect() as client:
+        assert asked(client, post({"stream": True, "max_tokens": 150}), answer)
 
 
 def test_a_request_may_come_byte_by_byte(swift):
