@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ import pyarrow.parquet as pq
 
 CONDUCTOR, WORKERS = "10.77.0.1", {"a": "10.77.0.2", "b": "10.77.0.3"}
 MOCK_PORT, CONTROL_PORT, DELAY_S = 8000, 5557, 0.02
+TRUTH = "truth.jsonl"
 SCENARIO = """
 name: hosts
 target: http://10.77.0.1:8000
@@ -128,8 +130,8 @@ def run(folder: Path) -> tuple[int, Path]:
     with ExitStack() as stack:
         names = stack.enter_context(hosts())
         mock_log = folder / "mock.log"
-        mock = [*harness, "mock", "--host", CONDUCTOR, "--port", str(MOCK_PORT)]
-        stack.enter_context(inside(names["conductor"], *mock, log=mock_log))
+        mock = [*harness, "mock", "--host", CONDUCTOR, "--port", str(MOCK_PORT), "--truth", str(folder / TRUTH)]
+        mocking = stack.enter_context(inside(names["conductor"], *mock, log=mock_log))
         started(mock_log, "url", patience_s=20)
         command = [*harness, "run", "hosts.yaml", "--remote", "2", "--listen", f"{CONDUCTOR}:{CONTROL_PORT}"]
         conductor = stack.enter_context(inside(names["conductor"], *command, log=folder / "run.log"))
@@ -149,6 +151,8 @@ def run(folder: Path) -> tuple[int, Path]:
         ip("-n", names["conductor"], "link", "set", "to-b", "down")
         print("worker b is cut off", flush=True)
         code = conductor.wait(timeout=120)
+        mocking.terminate()  # it writes its truth when it ends
+        mocking.wait(timeout=60)
     return code, next(runs.iterdir())
 
 
@@ -163,6 +167,8 @@ def main() -> None:
         table = pq.read_table(folder / "requests.parquet", columns=["seq", "worker"]).to_pylist()
         own = {path.parent.parent.name: path.stat().st_size for path in Path(name).glob("own-*/*/records-*")}
         kept = {path.name: path.stat().st_size for path in folder.glob("records-*.arrows")}
+        entries = map(json.loads, (Path(name) / TRUTH).read_text().splitlines())
+        got = Counter(entry["request_id"] for entry in entries if "request_id" in entry)
     reported = [ledger["worker"] for ledger in manifest["workers"]]
     survivor = {row["seq"] for row in table if row["worker"] in reported}
     cut_off = {row["seq"] for row in table if row["worker"] not in reported}
@@ -174,6 +180,8 @@ def main() -> None:
         "the lost worker's records up to its last batch are kept": len(cut_off) > 100,
         "every other arrival of its share is counted lost": manifest["lost"]
         == manifest["planned"] - len(survivor) - len(cut_off),
+        "the target got no arrival twice, and every one of the survivor's": max(got.values()) == 1
+        and len(got) >= len(survivor) + len(cut_off),
         "the report says so": any("never reported back" in each for each in manifest["imbalances"]),
     }
     for claim, holds in claims.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from launching import (
+    CALM,
     PATIENCE_S,
     assert_books_balance,
     failed_checks,
@@ -55,11 +57,24 @@ class Hosts(NamedTuple):
     def runs(self) -> Path:
         return self.place / "runs"
 
-    def join(self, port: int | None = None) -> None:
-        """One more worker, which finds the master at a port."""
-        own = self.place / f"own-{len(self.workers)}"
-        command = verb("worker", "--master", f"127.0.0.1:{port or self.port}", "--runs", own)
-        self.workers.append(self.stack.enter_context(launched(command, cwd=self.place)))
+    def join(self, port: int | None = None, *, as_if: str = "") -> None:
+        """One more worker, which finds the master at a port.
+
+        Args:
+            port: left out: the master's own.
+            as_if: statements that make it another machine's, before anything else.
+        """
+        number = len(self.workers)
+        customs = self.place / f"customs-{number}"
+        customs.mkdir()
+        (customs / "sitecustomize.py").write_text(as_if)
+        path = os.pathsep.join([str(customs), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        command = verb("worker", "--master", f"127.0.0.1:{port or self.port}", "--runs", self.own(number))
+        self.workers.append(self.stack.enter_context(launched(command, cwd=self.place, PYTHONPATH=path)))
+
+    def own(self, number: int) -> Path:
+        """Where a worker keeps its own logs."""
+        return self.place / f"own-{number}"
 
     def join_as_spare(self) -> Path:
         """One more, once the run is under way; the run's folder."""
@@ -109,7 +124,12 @@ def relay(port: int) -> Iterator[tuple[int, threading.Event]]:
 
 
 def run(
-    place: Path, url: str | None, *, meanwhile: Callable[[Hosts], None], **scenario: Any
+    place: Path,
+    url: str | None,
+    *,
+    meanwhile: Callable[[Hosts], None],
+    second_as_if: str = "",
+    **scenario: Any,
 ) -> tuple[int, Path]:
     """A run by two remote workers, in whose middle something happens; its exit code and folder.
 
@@ -125,7 +145,7 @@ def run(
         way, gate = stack.enter_context(relay(port))
         hosts = Hosts(place, port, stack, master, [], gate)
         hosts.join(way)
-        hosts.join()
+        hosts.join(as_if=second_as_if)
         until(lambda: all(has_samples(hosts.runs, count=1, worker=number) for number in (0, 1)))
         meanwhile(hosts)
         _, err = master.communicate(timeout=PATIENCE_S)
@@ -255,3 +275,121 @@ def test_a_worker_that_comes_back_has_left_to_its_spare_what_the_spare_took_over
     assert f"worker {hung} hung or was cut off at" in reason
     assert "and worker 2 took its share over from" in reason
     assert "came back after" in reason
+
+
+def lose_a_spare(hosts: Hosts) -> None:
+    """Worker 0 is cut off from the master only, and its spare is killed before it is granted anything."""
+    folder = hosts.join_as_spare()
+    hosts.gate.clear()
+    until(lambda: list(hosts.own(2).glob("*/records-2.arrows")))
+    hosts.workers[2].kill()
+    hosts.join()
+    until(lambda: any(s.started for s in runlog.read_samples(folder) if s.worker == 3))
+    hosts.gate.set()
+    time.sleep(2)
+    interrupt(hosts.master)
+
+
+def test_the_spare_of_a_lost_spare_sends_nothing_that_the_first_worker_may_still_send(tmp_path: Path) -> None:
+    exit_code, folder = run(tmp_path, None, meanwhile=lose_a_spare, target="mock", duration="90s")
+    assert exit_code == 4
+    records = rows(folder)
+    assert len(records) == len({row["seq"] for row in records})
+    assert {len(entries) for entries in truth(folder).values()} == {1}
+    reason = summary(folder)["verdict"]["reason"]
+    assert "and worker 2 took its share over from" in reason
+    assert "and worker 3 took its share over from" in reason
+
+
+def lose_all(hosts: Hosts) -> None:
+    for worker in hosts.workers:
+        worker.kill()
+
+
+def test_a_run_whose_workers_are_all_lost_ends_and_says_so(mock_url: str, tmp_path: Path) -> None:
+    exit_code, folder = run(tmp_path, mock_url, meanwhile=lose_all, duration="90s")
+    assert exit_code == 4
+    books = runlog.read_manifest(folder)
+    assert (books.stop_reason, books.workers) == ("interrupted", [])
+    assert books.lost == books.planned - books.started > 1000
+    reason = summary(folder)["verdict"]["reason"]
+    for worker in (0, 1):
+        assert f"worker {worker} hung or was cut off at" in reason
+    assert "no spare took its share over; it never came back" in reason
+
+
+OTHER_BOOT = """
+import ctypes, time
+real, library = time.monotonic_ns, ctypes.CDLL
+time.monotonic_ns = lambda: real() + 5_000_000_000
+
+def without_timerfd(name=None, *rest, **more):  # the kernel's own would still show the other time
+    found = library(name, *rest, **more)
+    if name is None:
+        found.timerfd_create = lambda *_: -1
+    return found
+
+ctypes.CDLL = without_timerfd
+time.time_ns = lambda wall=time.time_ns: wall() - 3_000_000_000
+"""
+"""Its monotonic clock is 5 s ahead of the master's, its wall clock 3 s behind."""
+
+
+def test_workers_start_together_whatever_their_clocks_show(tmp_path: Path) -> None:
+    _, folder = run(
+        tmp_path,
+        None,
+        meanwhile=lambda _: None,
+        second_as_if=OTHER_BOOT,
+        target="mock",
+        duration="4s",
+        budgets=CALM,
+    )
+    assert_books_balance(folder)
+    start_ns = runlog.read_run(folder).start.monotonic_ns
+    due_ns, got = {row["request_id"]: row["due_ns"] for row in rows(folder)}, truth(folder)
+    assert len(got) == len(due_ns) > 100
+    apart_s = [(entries[0]["first_byte_ns"] - start_ns - due_ns[name]) / 1e9 for name, entries in got.items()]
+    assert min(apart_s) > -0.5
+    assert max(apart_s) < 2
+
+
+def test_a_worker_of_another_version_ends_the_run_before_it_begins(mock_url: str, tmp_path: Path) -> None:
+    path, port = write_scenario(tmp_path), free_port()
+    listen = ("--remote", "2", "--listen", f"127.0.0.1:{port}")
+    command = verb("run", path, "--target", mock_url, *listen, "--runs", tmp_path / "runs")
+    with ExitStack() as stack:
+        master = stack.enter_context(launched(command, cwd=tmp_path))
+        hosts = Hosts(tmp_path, port, stack, master, [], threading.Event())
+        hosts.join()
+        hosts.join(as_if="import harness; harness.__version__ = '0.0.1'")
+        _, err = master.communicate(timeout=PATIENCE_S)
+    assert master.returncode == 2
+    assert "could not go on: it has version 0.0.1 of the harness, the master" in err
+
+
+def test_a_worker_with_another_trace_ends_the_run_before_it_begins(mock_url: str, tmp_path: Path) -> None:
+    trace, port = tmp_path / "trace.csv", free_port()
+    trace.write_text("timestamp\n" + "".join(f"{row / 10}\n" for row in range(20)))
+    arrivals = {"process": "replay", "path": str(trace)}
+    path = write_scenario(tmp_path, arrivals=arrivals)
+    listen = ("--remote", "1", "--listen", f"127.0.0.1:{port}")
+    command = verb("run", path, "--target", mock_url, *listen, "--runs", tmp_path / "runs")
+    another = f"""
+import io, pathlib
+real = pathlib.Path.open
+
+def another(path, *rest, **more):
+    if str(path) == {str(trace)!r} and rest == ("rb",):
+        return io.BytesIO(b"timestamp, 0")
+    return real(path, *rest, **more)
+
+pathlib.Path.open = another
+"""
+    with ExitStack() as stack:
+        master = stack.enter_context(launched(command, cwd=tmp_path))
+        hosts = Hosts(tmp_path, port, stack, master, [], threading.Event())
+        hosts.join(as_if=another)
+        _, err = master.communicate(timeout=PATIENCE_S)
+    assert master.returncode == 2
+    assert f"its {trace} is not the master's: copy the same file to the same place" in err
