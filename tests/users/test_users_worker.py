@@ -311,3 +311,50 @@ def test_open_files_are_counted_by_the_kernel_as_by_listing_them() -> None:
     kernel = tuple(map(int, platform.release().split(".")[:2])) if sys.platform == "linux" else (0, 0)
     assert more == [50] * (2 if kernel >= (6, 2) else 1)
     assert apart_by <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows its table of files")
+def test_a_worker_keeps_the_collector_and_the_table_of_files_out_of_its_way_and_gives_them_back() -> None:
+    """What stands at the start is never collected, and no connection has to wait for room."""
+    said = said_by("""
+        import gc, os
+        def room():
+            with open("/proc/self/status") as status:
+                return next(int(line.split()[1]) for line in status if line.startswith("FDSize:"))
+        plain = {"arrivals": {"process": "constant", "rate": 1}, "count": 1, "max_in_flight": 2_000}
+        folder = tempfile.TemporaryDirectory()
+        lease = Lease(folder.name, 0, shard=0, shards=1)
+        worker = Worker(scenarios.from_builtins(plain), lease, Lines(), lambda records: None)
+        seen = []
+        def look():
+            seen.append([gc.get_freeze_count() > 10_000, gc.get_threshold()[0], room() > 2_000])
+        look()
+        worker.start(now_ns())
+        look()
+        worker.drain(0, lambda: False)
+        look()
+        print(json.dumps(seen))
+    """)
+    before, during, after = said
+    assert before == [False, 700, False]
+    assert during == [True, 10_000, True]
+    assert after == [False, 700, True]
+
+
+def test_arrivals_are_awaited_by_the_kernels_timer() -> None:
+    """The event loop's own is up to a millisecond late."""
+    said = said_by("""
+        from harness.users.wait import Alarm
+        awaited, sleep_until = [], Alarm.sleep_until
+        def spy(alarm, instant_ns):
+            awaited.append(instant_ns)
+            sleep_until(alarm, instant_ns)
+        Alarm.sleep_until = spy
+        plain = {"arrivals": {"process": "constant", "rate": 20}, "count": 5}
+        sent, _ = run(plain, {Kind.COMPLETION: 2}, lambda records: None)
+        print(json.dumps([sent, [b - a for a, b in zip(awaited, awaited[1:])]]))
+    """)
+    sent, gaps_ns = said
+    assert sent == [0, 1, 2, 3, 4]
+    assert gaps_ns
+    assert all(gap_ns % 50_000_000 == 0 for gap_ns in gaps_ns)
