@@ -14,6 +14,7 @@ import resource
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any
@@ -49,6 +50,7 @@ GUIDE_S = 0.200
 _EXPIRES_SOON_D = 14.0
 _SKEW_S = 2.0
 """`Date` has whole seconds, and the answer was under way."""
+_DAY_S = 86_400.0
 _STEP_NS = 1_000_000
 _SPARE_FILES = 64
 _LOCUST_FILES = 10_000
@@ -462,13 +464,22 @@ def _between(headers: Mapping[str, str]) -> str:
 
 def judge_clock(reply: Reply) -> Finding:
     """The server's wall clock agrees with ours."""
-    try:
-        theirs_s = parsedate_to_datetime(reply.headers.get("date", "")).timestamp() + 0.5
-    except ValueError:
+    told = reply.headers.get("date")
+    if told is None:
         return Finding("clock", State.OK, "the server tells no date")
+    try:
+        date = parsedate_to_datetime(told)
+        # `-0000` and a date without a zone are in UTC, not in our own.
+        theirs_s = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() + 0.5
+    except (ValueError, OverflowError):
+        return Finding(
+            "clock", State.WARN, "the server's Date is not a date", "it should be as in RFC 9110, 5.6.7"
+        )
     skew_s = theirs_s - (reply.asked_s + reply.took_s / 2)
-    measured = f"the server's is {quantity(abs(skew_s), 's')} {'ahead' if skew_s > 0 else 'behind'} (± 0.5 s)"
-    if abs(skew_s) <= _SKEW_S + reply.took_s / 2:
+    off = abs(skew_s)
+    far = f"{off / _DAY_S:,.0f} days" if off >= 2 * _DAY_S else quantity(off, "s")
+    measured = f"the server's is {far} {'ahead' if skew_s > 0 else 'behind'} (± 0.5 s)"
+    if off <= _SKEW_S + reply.took_s / 2:
         return Finding("clock", State.OK, measured)
     remedy = "set one of the clocks (NTP), or its traces and logs will not line up with ours"
     return Finding("clock", State.WARN, measured, remedy)
