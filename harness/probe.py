@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TypeVar
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Literal, TypeVar
 
 import httpx
 import msgspec
@@ -26,10 +27,18 @@ T = TypeVar("T")
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0
 NOT_TRUSTED = "certificate not trusted"
+LATE = "no answer in time"
+NO_HTTP = "no answer in HTTP/1.1"
+BROKE_OFF = "the answer broke off"
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """RFC 9113, section 3.4: the client's preface, and an empty SETTINGS frame."""
 _SETTINGS = 4
 _FRAME_HEAD_BYTES = 9
+_SENT = "send_request_body.complete"
+"""httpcore's name for it, without that of the wire."""
+
+Greeting = Literal["h2", "http/1", "other", "none"]
+"""What is spoken on a port, by its first bytes."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -76,7 +85,12 @@ class Streamed(msgspec.Struct, frozen=True):
     status: int
     headers: Mapping[str, str]
     reads: list[tuple[float, bytes]]
-    """Seconds since the request was sent, and what came: undecoded."""
+    """Seconds since the request was sent, and what came: undecoded. A read of the socket that brings
+    several HTTP chunks stands here as several."""
+    left: bool = False
+    """We went before it had ended."""
+    broke: str = ""
+    """Why it ended before it was whole, if it did."""
 
 
 def within(until_s: float, question: Callable[[], T]) -> T | Fault:
@@ -97,7 +111,7 @@ def within(until_s: float, question: Callable[[], T]) -> T | Fault:
     try:
         return answer.result(max(0.0, until_s - time.perf_counter()))
     except TimeoutError:
-        return Fault("no answer in time")
+        return Fault(LATE)
 
 
 def resolve(host: str) -> Names | Fault:
@@ -147,40 +161,72 @@ def handshake(host: str, port: int, context: ssl.SSLContext) -> Tls | Fault:
         return Fault(_reason(error))
 
 
-def handshake_times(host: str, port: int, context: ssl.SSLContext, count: int) -> list[float] | Fault:
+def handshake_times(
+    host: str, port: int, context: ssl.SSLContext, count: int, until_s: float = math.inf
+) -> list[float] | Fault:
     """Make and close TLS connections one after the other, none of which resumes another.
 
     Returns:
-        How long each handshake took, in seconds, without the TCP connection below it.
+        How long each handshake took, in seconds, without the TCP connection below it; fewer than `count`
+        where more might not end until `until_s`.
     """
     times_s: list[float] = []
+    longest_s = 0.0
     for _ in range(count):
+        asked_s = time.perf_counter()
+        if times_s and asked_s + longest_s > until_s:
+            break
         try:
             with socket.create_connection((host, port), CONNECT_TIMEOUT_S) as plain:
                 began_s = time.perf_counter()
                 with context.wrap_socket(plain, server_hostname=host):
-                    times_s.append(time.perf_counter() - began_s)
+                    ended_s = time.perf_counter()
         except ssl.SSLCertVerificationError as error:
             return Fault(f"{NOT_TRUSTED}: {error.verify_message}")
         except OSError as error:
             return Fault(_reason(error))
+        times_s.append(ended_s - began_s)
+        longest_s = max(longest_s, ended_s - asked_s)
     return times_s
 
 
-def speaks_h2(host: str, port: int) -> bool:
-    """Whether a server without TLS answers HTTP/2 by prior knowledge."""
+def greeting(host: str, port: int) -> Greeting:
+    """What a port without TLS says to HTTP/2 by prior knowledge; `none` if it hangs up or keeps silent."""
+    head = b""
     with contextlib.suppress(OSError), socket.create_connection((host, port), CONNECT_TIMEOUT_S) as plain:
         plain.sendall(_PREFACE)
-        head = b""
         while len(head) < _FRAME_HEAD_BYTES and (piece := plain.recv(_FRAME_HEAD_BYTES - len(head))):
             head += piece
-        return len(head) == _FRAME_HEAD_BYTES and head[3] == _SETTINGS
-    return False
+    if not head:
+        return "none"
+    if len(head) == _FRAME_HEAD_BYTES and head[3] == _SETTINGS:
+        return "h2"
+    return "http/1" if b"HTTP/".startswith(head[:5]) else "other"
+
+
+def speaks_tls(host: str, port: int) -> bool:
+    """Whether TLS is spoken on a port, whatever its certificate; one that refuses in TLS speaks it too."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host, port), CONNECT_TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return True
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
 def client(target: Target, context: ssl.SSLContext | None) -> Iterator[httpx.Client]:
-    """A keep-alive client for single requests, with the target's key; it follows no proxy and no redirect."""
+    """A keep-alive client for single requests, with the target's key.
+
+    As a run, it follows no proxy and no redirect and keeps no cookies: httpx would take both apart in any
+    case, and fall over some.
+    """
     headers = {"user-agent": USER_AGENT, "accept-encoding": "identity"}
     if target.key:
         headers["authorization"] = f"Bearer {target.key}"
@@ -188,7 +234,13 @@ def client(target: Target, context: ssl.SSLContext | None) -> Iterator[httpx.Cli
     # Without TLS there is nothing to verify: an empty context, which trusts nobody, loads in no time.
     verify = context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     with httpx.Client(
-        base_url=target.url, headers=headers, timeout=timeout, verify=verify, trust_env=False
+        base_url=target.url,
+        headers=headers,
+        timeout=timeout,
+        verify=verify,
+        trust_env=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        event_hooks={"response": [lambda answer: answer.headers.pop("location", None)]},
     ) as made:
         yield made
 
@@ -196,49 +248,78 @@ def client(target: Target, context: ssl.SSLContext | None) -> Iterator[httpx.Cli
 def ask(by: httpx.Client, path: str, body: bytes | None = None) -> Reply | Fault:
     """GET a path, or POST it a JSON body."""
     asked_s, began_s = time.time(), time.perf_counter()
+    answer = None
     try:
         with _request(by, path, body) as answer:
             read = b"".join(answer.iter_raw())
     except httpx.HTTPError as error:
-        return Fault(_reason(error))
+        return Fault(_reason(error, headed=answer is not None))
     took_s = time.perf_counter() - began_s
     return Reply(answer.status_code, dict(answer.headers), read, took_s, asked_s)
 
 
-def round_trips(by: httpx.Client, path: str, count: int) -> list[float] | Fault:
-    """GET a path some times, on a connection that stands; how long each took, in seconds."""
-    replies = [ask(by, path) for _ in range(count)]
-    fault = next((each for each in replies if isinstance(each, Fault)), None)
-    return fault or [each.took_s for each in replies if isinstance(each, Reply)]
+def round_trips(by: httpx.Client, path: str, count: int, until_s: float = math.inf) -> list[float] | Fault:
+    """GET a path some times, on a connection that stands, up to the first fault.
+
+    Returns:
+        How long each took, in seconds; fewer than `count` where more might not end until `until_s`.
+    """
+    times_s: list[float] = []
+    for _ in range(count):
+        if times_s and time.perf_counter() + max(times_s) > until_s:
+            break
+        reply = ask(by, path)
+        if isinstance(reply, Fault):
+            return reply
+        times_s.append(reply.took_s)
+    return times_s
 
 
 def ask_stream(by: httpx.Client, path: str, body: bytes, until_s: float = math.inf) -> Streamed | Fault:
-    """POST a JSON body and stamp each read of the answer, up to its end or the first one after `until_s`."""
-    began_s = time.perf_counter()
+    """POST a JSON body and stamp each piece of the answer, up to its end or the first one after `until_s`."""
+    sent_s = time.perf_counter()
+
+    def on_step(step: str, _: object) -> None:
+        nonlocal sent_s
+        if step.endswith(_SENT):  # a connection may have been made before
+            sent_s = time.perf_counter()
+
     reads: list[tuple[float, bytes]] = []
+    answer, left, broke = None, False, ""
     try:
-        with _request(by, path, body) as answer:
+        with _request(by, path, body, on_step) as answer:
             for piece in answer.iter_raw():
-                reads.append((time.perf_counter() - began_s, piece))
+                reads.append((time.perf_counter() - sent_s, piece))
                 if time.perf_counter() > until_s:
+                    left = True
                     break
     except httpx.HTTPError as error:
-        return Fault(_reason(error))
-    return Streamed(answer.status_code, dict(answer.headers), reads)
+        broke = _reason(error, headed=answer is not None)
+        if answer is None:
+            return Fault(broke)
+    return Streamed(answer.status_code, dict(answer.headers), reads, left, broke)
 
 
 def _request(
-    by: httpx.Client, path: str, body: bytes | None
+    by: httpx.Client, path: str, body: bytes | None, on_step: Callable[[str, object], None] | None = None
 ) -> contextlib.AbstractContextManager[httpx.Response]:
     if body is None:
         return by.stream("GET", path)
-    return by.stream("POST", path, content=body, headers={"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    return by.stream("POST", path, content=body, headers=headers, extensions=on_step and {"trace": on_step})
 
 
-def _reason(error: Exception) -> str:
-    """A few words; never what the server wrote."""
+def _reason(error: Exception, *, headed: bool = False) -> str:
+    """A few words; never what the server wrote.
+
+    Args:
+        error: what was met.
+        headed: in the midst of an answer, whose head was HTTP.
+    """
     if isinstance(error, httpx.TimeoutException | TimeoutError):
-        return "no answer in time"
+        return LATE
+    if isinstance(error, httpx.RemoteProtocolError):
+        return BROKE_OFF if headed else NO_HTTP
     if isinstance(error, httpx.HTTPError):
         return _words(type(error).__name__)
     if isinstance(error, ssl.SSLError):

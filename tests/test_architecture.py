@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "follow": ANY | {"record", "runlog", "analysis", "slo", "telemetry"},
     "sampling": set(),
     "probe": ANY | {"client"},
-    "doctor": ANY | {"workload", "client", "probe", "report"},
+    "doctor": ANY | {"workload", "client", "record", "probe", "report"},
     "profiling": ANY
     | {"workload", "client", "mock", "record", "runlog", "analysis", "report", "conduct", "doctor", "probe"},
     "calibrate": ANY | {"workload", "mock", "runlog", "analysis", "report", "conduct"},
