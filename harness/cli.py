@@ -215,12 +215,14 @@ def doctor(scenario_file: str | None, target: str | None, as_json: bool) -> None
     load_dotenv(find_dotenv(usecwd=True))
     scenario = scenarios.load(Path(scenario_file) if scenario_file else None)
     url = target or scenario.target
+    given = scenario_file is not None
     with ExitStack() as stack:
+        show = stack.enter_context(_shown_question())
         if url == "mock":
+            show("the mock to start")
             url = stack.enter_context(mock_process("--profile", "demo")).url
         examined = parse(url, key=api_key(url, os.environ))
-        asked = surgery.examine(examined, scenario, os.environ, given=scenario_file is not None)
-        findings = list(asked)
+        findings = list(surgery.examine(examined, scenario, os.environ, given=given, on_ask=show))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
     else:
@@ -375,6 +377,18 @@ def _shown_progress() -> Iterator[Callable[[Progress], None]]:
         return
     with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
         yield lambda now: live.update(progress.live(now))
+
+
+@contextmanager
+def _shown_question() -> Iterator[Callable[[str], None]]:
+    """What is asked for now, on stderr while it lasts; nothing where that is no terminal."""
+    from rich.console import Console
+
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with Console(stderr=True).status("harness doctor") as status:
+        yield lambda what: status.update(f"asking for {what} …")
 
 
 def _plain_progress(line: Callable[[Progress], str]) -> Callable[[Progress], None]:

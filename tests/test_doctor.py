@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ import pytest
 import trustme
 from click.testing import CliRunner
 
-from harness import doctor, probe
+from harness import cli, doctor, probe
 from harness.cli import main
 from harness.client.target import parse
 from harness.clock import Anchor
@@ -820,6 +822,30 @@ def test_the_command_prints_findings_and_exits_1_where_one_failed() -> None:
     assert {"name", "state", "measured", "remedy"} == set(findings[0])
     states = {each["name"]: each["state"] for each in findings}
     assert (states["connect"], states["key"]) == ("fail", "skipped")
+
+
+def test_what_is_asked_for_is_told_before_each_question(mock_url: str) -> None:
+    asked: list[str] = []
+    findings = doctor.examine(parse(mock_url), PLAIN, {}, given=False, on_ask=asked.append)
+    for finding in findings:
+        if finding.name == "name":
+            assert asked == ["name"]
+    assert asked[-2:] == ["a completion", "a stream"]
+
+
+def test_on_a_terminal_stderr_shows_what_is_asked_for_and_elsewhere_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paper = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", paper)
+    monkeypatch.setenv("TERM", "xterm")
+    with cli._shown_question() as show:
+        show("a stream")
+    assert paper.getvalue() == ""
+    monkeypatch.setattr(paper, "isatty", lambda: True)
+    with cli._shown_question() as show:
+        show("a stream")
+    assert "asking for a stream" in paper.getvalue()
 
 
 def test_the_command_starts_a_mock_if_asked_to() -> None:
