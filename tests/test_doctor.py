@@ -634,6 +634,26 @@ def test_a_wrong_certificate_ends_the_examination_with_its_reason(name: str, tru
     assert asked == []
 
 
+def test_a_server_that_offers_h2_is_asked_in_the_http_that_was_agreed_on() -> None:
+    """The handshake offers h2. Today httpx sets its own ALPN before it connects: one context would do."""
+
+    def unless_h2(answer: Callable[..., None]) -> Callable[..., None]:
+        def either(to: BaseHTTPRequestHandler, *streams: bool) -> None:
+            if to.connection.selected_alpn_protocol() == "h2":
+                to.close_connection = True
+            else:
+                answer(to, *streams)
+
+        return either
+
+    authority = trustme.CA()
+    context = tls_context(authority, "127.0.0.1", "h2", "http/1.1")
+    with serving(unless_h2(models_listed), unless_h2(holding(0, *STREAM)), context) as (url, _):
+        found = examined(url, trusted=authority)
+    assert found["http/2"].measured == "offered"
+    assert failed(found) == []
+
+
 def test_h2_is_seen_in_alpn() -> None:
     authority = trustme.CA()
     with serving(models_listed, buffering, tls_context(authority, "127.0.0.1", "h2", "http/1.1")) as (url, _):
