@@ -246,6 +246,7 @@ def profile(
 
     Runs the scenario for a short time under a sampling profiler, and measures the way to the target and
     what JSON costs. profile.json and profile.prof (for pstats, snakeviz) are left in the run folder.
+    Exit code 1 if the target gave no answer on the way, or not one attempt succeeded.
     """
     from dotenv import find_dotenv, load_dotenv
 
@@ -256,10 +257,12 @@ def profile(
     load_dotenv(find_dotenv(usecwd=True))
     loaded = scenarios.load(Path(scenario_file) if scenario_file else None)
     scenario = scenarios.override(loaded, target=target, rate=rate)
+    click.echo("harness: measuring the way to the target first, for 15 s at most", err=True)
     with _shown_progress() as show:
         found, folder = profiling.profile(scenario, runs, os.environ, seconds=seconds, on_progress=show)
     click.echo(tables(profiling.sheets(found), **_paper()), nl=False)
     click.echo(f"\nFiles  {folder}/profile.json, profile.prof, ticks.json")
+    sys.exit(profiling.exit_code(found))
 
 
 @main.command()

@@ -23,11 +23,12 @@ from msgspec.structs import replace
 
 from harness import conduct, doctor, probe, runlog
 from harness.analysis.stats import Figure, share
-from harness.client.dialects import DIALECTS
+from harness.client.dialects import DIALECTS, Delta
+from harness.client.dialects.base import UNREADABLE
 from harness.client.target import Target, api_key, parse
 from harness.errors import EngineError
 from harness.mock.process import mock_process
-from harness.probe import Fault, Reply
+from harness.probe import Fault
 from harness.record import Outcome, Sample
 from harness.report.numbers import NONE, count, figure_text, quantity
 from harness.report.progress import Progress
@@ -43,6 +44,10 @@ _MOCK_ASKS = 300
 """Connections and round trips on loopback: enough for a P99."""
 _ASKS = 10
 """And to somebody else's server."""
+WAY_S = 15.0
+"""For all questions to the target before the run."""
+_BY = {"connect": 0.3, "handshake": 0.6, "round trip": 0.8, "stream": 1.0}
+"""By which share of it each must be answered: what one leaves over, the next one has."""
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -176,6 +181,8 @@ class Trip(msgspec.Struct, frozen=True):
     name: str
     spread: str
     within_guide: bool
+    fault: str = ""
+    """Why it is not known, if it is not; `spread` is empty then."""
 
 
 class Json(msgspec.Struct, frozen=True):
@@ -204,6 +211,11 @@ class Profile(msgspec.Struct, frozen=True):
     """Functions by their own time, that of the C code they call included."""
     network: list[Trip]
     json: list[Json]
+
+
+def exit_code(found: Profile) -> int:
+    """0 if the client was seen at work; 1 if the target had a fault on the way, or no attempt succeeded."""
+    return int(any(trip.fault for trip in found.network) or found.failed == found.attempts)
 
 
 def profile(
@@ -358,29 +370,62 @@ def _network(scenario: Scenario, environ: Mapping[str, str]) -> tuple[list[Trip]
         if is_mock:
             url = stack.enter_context(mock_process("--profile", scenario.mock.profile)).url
         target = parse(url, key="" if is_mock else api_key(url, environ))
-        connects = probe.connect_times(target.host, target.port, asks)
-        if isinstance(connects, Fault):
-            raise EngineError(f"no connection to {target.url}: {connects.text}")
-        context = ssl.create_default_context() if target.scheme == "https" else None
-        handshakes = _handshakes(target, context, asks) if context is not None else []
-        by = stack.enter_context(probe.client(target, context))
-        replies = [probe.ask(by, "/v1/models") for _ in range(asks + 1)]
+        return _ways(target, scenario, asks, WAY_S)
+
+
+def _ways(target: Target, scenario: Scenario, asks: int, budget_s: float) -> tuple[list[Trip], list[bytes]]:
+    """The ways to a target that runs, up to the first fault, and the events of the stream.
+
+    Raises:
+        EngineError: there is no connection, or no TLS on it: nothing would be seen of a run.
+    """
+    began_s = time.perf_counter()
+    by_s = {way: began_s + share * budget_s for way, share in _BY.items()}
+    where = target.host, target.port
+    connects = probe.within(
+        by_s["connect"], lambda: probe.connect_times(*where, asks, until_s=by_s["connect"])
+    )
+    if isinstance(connects, Fault):
+        raise EngineError(f"no connection to {target.url}: {connects.text}")
+    trips = [_trip("connect", connects)]
+    context = ssl.create_default_context() if target.scheme == "https" else None
+    if context is not None:
+        handshakes = probe.within(
+            by_s["handshake"],
+            lambda: probe.handshake_times(*where, context, asks, until_s=by_s["handshake"]),
+        )
+        if isinstance(handshakes, Fault):
+            raise EngineError(f"no TLS with {target.url}: {handshakes.text}")
+        trips.append(_trip("TLS handshake", handshakes))
+    with probe.client(target, context) as by:
+        path = "/v1/models"
+
+        def ask_there() -> list[float] | Fault:
+            first = probe.ask(by, path)  # it connects
+            return (
+                first if isinstance(first, Fault) else probe.round_trips(by, path, asks, by_s["round trip"])
+            )
+
+        times_s = probe.within(by_s["round trip"], ask_there)
+        trips.append(_trip(f"round trip of GET {path}", times_s))
+        if isinstance(times_s, Fault) or not any(e.weight and e.kind == "stream" for e in scenario.traffic):
+            return trips, []
         _, pieces = doctor.trials(scenario)
         dialect = DIALECTS[pieces.dialect]
-        streamed = probe.ask_stream(by, dialect.path, dialect.encode(pieces))
-    times_s = [reply.took_s for reply in replies[1:] if isinstance(reply, Reply)]  # the first one connects
-    trips = [("connect", connects), ("TLS handshake", handshakes), ("round trip of GET /v1/models", times_s)]
-    return [_trip(name, each) for name, each in trips if each], doctor.payloads(streamed, pieces)
+        now_s = time.perf_counter()
+        left_s = now_s + (by_s["stream"] - now_s) * doctor.CUT_SHORT
+        body = dialect.encode(pieces)
+        streamed = probe.within(by_s["stream"], lambda: probe.ask_stream(by, dialect.path, body, left_s))
+    if isinstance(streamed, Fault):
+        trips.append(_trip("a small stream", streamed))
+    elif streamed.status != 200:
+        trips.append(_trip("a small stream", Fault(f"HTTP {streamed.status}")))
+    return trips, doctor.payloads(streamed, pieces)
 
 
-def _handshakes(target: Target, context: ssl.SSLContext, asks: int) -> list[float]:
-    times_s = probe.handshake_times(target.host, target.port, context, asks)
+def _trip(name: str, times_s: Sequence[float] | Fault) -> Trip:
     if isinstance(times_s, Fault):
-        raise EngineError(f"no TLS with {target.url}: {times_s.text}")
-    return times_s
-
-
-def _trip(name: str, times_s: Sequence[float]) -> Trip:
+        return Trip(name, "", within_guide=False, fault=times_s.text)
     return Trip(name, doctor.spread(times_s), max(times_s) <= doctor.GUIDE_S)
 
 
@@ -398,13 +443,21 @@ def decoding(scenario: Scenario, chunks: Sequence[bytes]) -> list[Json]:
     """What it costs to decode the events of a stream in the scenario's dialect; nothing without any."""
     _, pieces = doctor.trials(scenario)
     decode = DIALECTS[pieces.dialect].decode_event
-    events = [chunk for chunk in chunks if chunk.startswith(b"{")]
+    events = [chunk for chunk in chunks if _decodes(chunk, decode)]
 
     def all_of_them() -> None:
         for event in events:
             decode(event)
 
     return [_cost("decode a chunk", all_of_them, events)] if events else []
+
+
+def _decodes(chunk: bytes, decode: Callable[[bytes], Delta]) -> bool:
+    """It is a chunk of an answer; neither the end marker nor what a server writes in its stead."""
+    try:
+        return decode(chunk).choices
+    except UNREADABLE:
+        return False
 
 
 def _requests(scenario: Scenario) -> Iterator[Request]:
@@ -444,7 +497,10 @@ def sheets(found: Profile) -> list[Sheet]:
     phases.append(("total", quantity(total_share, "1"), quantity(found.cpu_s, "s"), total, ""))
     hottest = [(part.name, quantity(part.share.value, "1"), part.call) for part in found.hottest]
     guide = f"within {quantity(doctor.GUIDE_S, 's')}"
-    network = [(trip.name, trip.spread, "yes" if trip.within_guide else "no") for trip in found.network]
+    network = [
+        (trip.name, trip.fault or trip.spread, NONE if trip.fault else "yes" if trip.within_guide else "no")
+        for trip in found.network
+    ]
     json = [
         (each.name, quantity(each.each_s, "s"), quantity(each.mean_bytes, "B"), count(each.n))
         for each in found.json

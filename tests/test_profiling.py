@@ -7,8 +7,10 @@ import importlib.util
 import json
 import marshal
 import pstats
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -17,10 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import profiling
+from harness.client.target import parse
 from harness.errors import EngineError
 from harness.mock.process import mock_process
-from harness.profiling import PHASES, RULES, Frame, Profile, Ticks, during, phase_of, pstats_of, steady
+from harness.profiling import PHASES, RULES, Frame, Profile, Ticks, Trip, during, phase_of, pstats_of, steady
 from harness.record import Sample
+from harness.report.numbers import NONE
 from harness.report.tables import tables
 from harness.workload import scenario as scenarios
 from harness.workload.scenario import Constant, Mock, Poisson, Scenario, Seconds, Step, Steps, Traffic
@@ -138,7 +142,53 @@ def test_encoding_is_measured_on_the_scenarios_own_bodies() -> None:
 
 
 def test_without_a_stream_no_cost_of_decoding_is_made_up() -> None:
-    assert profiling.decoding(Scenario(duration_s=Seconds(1)), [b"[DONE]"]) == []
+    events = [b"[DONE]", b'{"error": "caf\xe9"}', b'{"choices": 3}', b"{}", b"hello"]
+    assert profiling.decoding(Scenario(duration_s=Seconds(1)), events) == []
+
+
+STREAMS = Scenario(traffic=(Traffic(kind="stream"),), duration_s=Seconds(1))
+
+
+def test_a_silent_target_is_asked_once_and_named_in_a_row() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = parse(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began_s = time.perf_counter()
+        trips, chunks = profiling._ways(target, STREAMS, asks=10, budget_s=1.0)
+        took_s = time.perf_counter() - began_s
+    assert [(trip.name, trip.fault) for trip in trips] == [
+        ("connect", ""),
+        ("round trip of GET /v1/models", "no answer in time"),
+    ]
+    assert chunks == []
+    assert took_s < 5
+
+
+def test_a_target_without_streams_is_named_in_a_row_if_streams_are_planned() -> None:
+    with mock_process("--api-key", "sk-right") as mock:
+        trips, _ = profiling._ways(parse(mock.url), STREAMS, asks=2, budget_s=10.0)
+        whole = msgspec.structs.replace(STREAMS, traffic=(Traffic(kind="completion"),))
+        without, _ = profiling._ways(parse(mock.url), whole, asks=2, budget_s=10.0)
+    assert (trips[-1].name, trips[-1].fault) == ("a small stream", "HTTP 401")
+    assert [trip.fault for trip in without] == ["", ""]
+
+
+def found(*network: Trip, attempts: int = 9, failed: int = 0) -> Profile:
+    return Profile("run", attempts, failed, 1, 1.0, 1.0, [], [], list(network), [])
+
+
+WELL, ILL = Trip("connect", "P50 1 ms", True), Trip("round trip", "", False, "no answer in time")
+
+
+def test_the_exit_code_is_1_for_a_fault_on_the_way_and_where_nothing_succeeded() -> None:
+    assert profiling.exit_code(found(WELL, failed=8)) == 0
+    assert profiling.exit_code(found(WELL, failed=9)) == 1
+    assert profiling.exit_code(found(WELL, attempts=0)) == 1
+    assert profiling.exit_code(found(WELL, ILL)) == 1
+
+
+def test_a_fault_has_its_row() -> None:
+    (network,) = [each for each in profiling.sheets(found(WELL, ILL)) if each.title == "Network"]
+    assert network.rows == [("connect", "P50 1 ms", "yes"), ("round trip", "no answer in time", NONE)]
 
 
 BUSY = """
@@ -213,7 +263,7 @@ def test_over_tls_connections_and_sealing_have_shares_of_their_own(tmp_path, mon
     assert shares["TLS"] > shares["connect"] > 0
     assert sum(shares.values()) == pytest.approx(1)
     assert 0.3 < found.failed / found.attempts < 0.7
-    assert [trip.name for trip in found.network] == [
+    assert [trip.name for trip in found.network][:3] == [  # the small stream may be reset, too
         "connect",
         "TLS handshake",
         "round trip of GET /v1/models",
