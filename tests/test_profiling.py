@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import profiling
+from harness import profiling, sampling
 from harness.client.target import parse
 from harness.errors import EngineError
 from harness.mock.process import mock_process
@@ -221,6 +221,17 @@ def test_the_sampler_sees_where_the_cpu_goes_and_what_it_calls(tmp_path) -> None
     assert "time.process_time" in {stack[0].call for stack in inside}
     assert all(stack[1].function == "outer" for stack in inside)
     assert all(earlier[0] <= later[0] for earlier, later in zip(seen.ticks, seen.ticks[1:], strict=False))
+
+
+def test_a_tick_at_a_functions_entry_is_its_callers() -> None:
+    def inner() -> None:
+        pass
+
+    entry, later = (inner.__code__, 0, "m"), (inner.__code__, len(inner.__code__.co_code) - 2, "m")
+    caller = (test_a_tick_at_a_functions_entry_is_its_callers.__code__, 0, "m")
+    assert sampling._running((entry, caller)) == (caller,)
+    assert sampling._running((later, caller)) == (later, caller)
+    assert sampling._running((entry,)) == (entry,)  # nobody else can have run
 
 
 def test_a_profile_accounts_for_all_of_the_load_generators_cpu(tmp_path) -> None:
