@@ -130,7 +130,16 @@ def run(folder: Path) -> tuple[int, Path]:
     with ExitStack() as stack:
         names = stack.enter_context(hosts())
         mock_log = folder / "mock.log"
-        mock = [*harness, "mock", "--host", CONDUCTOR, "--port", str(MOCK_PORT), "--truth", str(folder / TRUTH)]
+        mock = [
+            *harness,
+            "mock",
+            "--host",
+            CONDUCTOR,
+            "--port",
+            str(MOCK_PORT),
+            "--truth",
+            str(folder / TRUTH),
+        ]
         mocking = stack.enter_context(inside(names["conductor"], *mock, log=mock_log))
         started(mock_log, "url", patience_s=20)
         command = [*harness, "run", "hosts.yaml", "--remote", "2", "--listen", f"{CONDUCTOR}:{CONTROL_PORT}"]
