@@ -94,7 +94,7 @@ class Audience:
         listening: list[Any] = getattr(event, "_handlers", [])  # no other way to ask who listens
         if not any(map(_is_locusts_own, listening)):
             for record in records:
-                _fire(event, record)
+                _tell_of(record, event.fire)
             return
         _count(self._environment.stats, records)
         if len(listening) == 1:
@@ -104,7 +104,7 @@ class Audience:
             if listening != known:  # anybody may come or go at any time
                 known = listening.copy()
                 others = _hook([each for each in known if not _is_locusts_own(each)])
-            _fire(others, record)
+            _tell_of(record, others.fire)
 
 
 def _hook(listeners: Iterable[Any]) -> EventHook:
@@ -118,13 +118,19 @@ def _is_locusts_own(listener: Any) -> bool:
     return getattr(listener, "__module__", "") == "locust.runners"
 
 
-def _fire(event: Any, record: Record) -> None:
-    """Tell of one record all who listen to an event."""
+def _tell_of(record: Record, fire: Callable[..., None]) -> None:
+    """Tell of one record by firing an event, with the time since it was due, as in our report.
+
+    It is None for an arrival that was dropped.
+    """
+    ended_ns, since_ns = record.ended_ns, record.due_ns
+    if since_ns is None:
+        since_ns = record.started_ns
     try:  # noqa: SIM105 - `suppress` takes as long as the rest
-        event.fire(
+        fire(
             request_type=record.kind,
             name=record.dialect,
-            response_time=_response_ms(record),
+            response_time=None if ended_ns is None or since_ns is None else (ended_ns - since_ns) / 1e6,
             response_length=record.bytes_in,
             exception=None if record.outcome == _OK else _fault(record),
             context={"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
@@ -162,7 +168,7 @@ def _sum(
 ) -> stats.StatsEntry:
     """One entry for all these records; but it does not say how many of them have failed."""
     entry = stats.StatsEntry(held, name, method)
-    # As _response_ms, whose call would cost more than the rest: what has ended had begun.
+    # As in _tell_of: what has ended had begun.
     times_ms: list[Any] = [
         (each.ended_ns - (each.started_ns if each.due_ns is None else each.due_ns)) / 1e6  # type: ignore[operator]
         for each in records
@@ -182,9 +188,3 @@ def _sum(
 
 def _fault(record: Record) -> RemoteFault:
     return RemoteFault(f"{record.outcome}: {record.error}")
-
-
-def _response_ms(record: Record) -> float | None:
-    """What Locust's own tables show: from due, as the report's. None for an arrival that was dropped."""
-    since_ns = record.started_ns if record.due_ns is None else record.due_ns
-    return None if record.ended_ns is None or since_ns is None else (record.ended_ns - since_ns) / 1e6

@@ -64,7 +64,7 @@ def test_locusts_statistics_are_those_of_its_event_fired_for_each_record() -> No
             audience.tell(RECORDS[:30])
             audience.tell(RECORDS[30:])
             for each in RECORDS:
-                telling._fire(by_events.events.request, each)
+                telling._tell_of(each, by_events.events.request.fire)
         print(json.dumps([statistics(by_blocks), statistics(by_events)]))
     """)
     (total, *_), errors = blocks
@@ -93,7 +93,7 @@ def test_locusts_current_percentiles_are_those_of_its_event() -> None:
                 if wave:
                     audience.tell(wave)
                 for each in wave:
-                    telling._fire(by_events.events.request, each)
+                    telling._tell_of(each, by_events.events.request.fire)
                 for each, heard in zip((by_blocks, by_events), said):
                     for entry in (each.stats.total, each.stats.get("chat", "completion")):
                         heard.append(entry.get_current_response_time_percentile(0.5))
