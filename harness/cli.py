@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from harness.report.progress import Progress
 
 _PLAIN_EVERY_S = 5.0
-_THRESHOLD = "An objective: `ttft: p(99) < 500ms`. Repeatable; replaces the scenario's on the same measure."
+_THRESHOLD = (
+    "An objective: `ttft: p(99) < 500ms`. It replaces the scenario's with the same left side, or is added. "
+    "May be repeated."
+)
 _EXIT_CODES = "Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, 3 INCONCLUSIVE, 4 INVALID."
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _RUN = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -140,7 +143,7 @@ def run(
     )
     if no_telemetry:
         scenario = msgspec.structs.replace(scenario, telemetry=False)
-    preflight.check(scenario, scenario_file or f"scenario {scenario.name!r}")
+    preflight.check(scenario, scenario_file or f"scenario {scenario.name!r}", given=thresholds)
     if scenario.target.startswith("https:") and not api_key(scenario.target, os.environ):
         names = " or ".join(key_variables(scenario.target))
         click.echo(f"harness: no API key: set {names} in the environment or in .env", err=True)
@@ -169,9 +172,7 @@ def run(
 
 @main.command()
 @click.argument("folder", metavar="RUN", type=_RUN)
-@click.option(
-    "--threshold", "thresholds", multiple=True, metavar="TEXT", help="Judge by this instead. May be repeated."
-)
+@click.option("--threshold", "thresholds", multiple=True, metavar="TEXT", help=_THRESHOLD)
 @click.option("--window", metavar="FROM,TO", default="", help="Judge this part instead: `10s,40s`.")
 @click.option("--html", "form", flag_value="html", help="Print the page.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print Markdown, for a pull request.")
@@ -180,14 +181,17 @@ def run(
 def report(folder: Path, thresholds: tuple[str, ...], window: str, form: str | None) -> None:
     """Judge a recorded run again, from its records; print one form of the report.
 
-    Without a form, the reports in the run folder are written anew and the table is printed. A run that
-    was killed is closed first: what reached the disk is judged, as INVALID.
+    Without a form, the reports in the run folder are written anew and the table is printed. With
+    --threshold or --window the verdict is marked as one by hand, and the files are left as they are:
+    `--html > FILE` keeps it. A run that was killed is closed first: what reached the disk is judged, as
+    INVALID.
     """
     from harness import conduct
 
     judged = conduct.judged(folder, thresholds, window=window)
     if form is None:
-        conduct.write_reports(folder, judged)
+        if not judged.by_hand:
+            conduct.write_reports(folder, judged)
         _finish(judged)
     click.echo(conduct.rendered(judged, form), nl=False)
     sys.exit(judged.verdict.exit_code)

@@ -311,7 +311,7 @@ def judged(folder: Path, thresholds: tuple[str, ...] = (), *, window: str = "") 
 
     Args:
         folder: the run folder; closed first if it was not.
-        thresholds: objectives to judge by instead of the scenario's.
+        thresholds: objectives to judge by besides the scenario's, or in place of those they replace there.
         window: the part to judge instead of the scenario's, as `10s,40s`; empty for that.
 
     Raises:
@@ -324,8 +324,8 @@ def judged(folder: Path, thresholds: tuple[str, ...] = (), *, window: str = "") 
     records = runlog.read_requests(folder)
     samples = runlog.read_samples(folder)
     telemetry = runlog.read_telemetry(folder)
-    wanted = thresholds or scenario.objectives
-    objectives = slo_objectives.load(wanted, source=f"run {folder.name}", base=Path.cwd())
+    wanted = scenarios.override(scenario, thresholds=thresholds).objectives
+    objectives = slo_objectives.load(wanted, source=f"run {folder.name}", base=Path.cwd(), given=thresholds)
     measures = measure(records)
     ends_by_the_clock = manifest.stop_reason == "completed" and scenario.count is None
     duration_s = scenario.duration_s if ends_by_the_clock else None
@@ -362,6 +362,7 @@ def judged(folder: Path, thresholds: tuple[str, ...] = (), *, window: str = "") 
         folder=_short(folder),
         truth=_truth(folder, run, measures, part.window),
         floor=_floor(folder),
+        by_hand=(*(f"--threshold {each!r}" for each in thresholds), *([f"--window {window}"] * bool(window))),
     )
 
 

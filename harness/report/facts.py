@@ -34,6 +34,8 @@ class RunReport(msgspec.Struct, frozen=True):
     """What the bundled mock says it really did; None for any other target."""
     floor: Floor | None = None
     """The instrument's own error at this load on this machine; None if it was not calibrated."""
+    by_hand: tuple[str, ...] = ()
+    """The flags that had it judged otherwise than the run was planned: `--window 10s,40s`."""
 
 
 class ObjectiveRow(msgspec.Struct, frozen=True):
@@ -95,6 +97,36 @@ def headline(report: RunReport) -> str:
         return sentence(report.verdict.reason)
     failed = sum(not check.passed for check in validity.checks)
     return sentence(f"the instrument failed {failed} of its {len(validity.checks)} checks")
+
+
+def marks(report: RunReport) -> str:
+    """What stands beside the verdict, lest it be taken for one as planned; empty where it is."""
+    early = report.manifest.stop_reason in {"interrupted", "spend_cap"}
+    return ", ".join(["stopped early"] * early + ["by hand"] * bool(report.by_hand))
+
+
+def caveats(report: RunReport) -> list[str]:
+    """Why the verdict bears its marks, a few sentences each."""
+    return [each for each in (_by_hand(report.by_hand), _stopped_early(report)) if each]
+
+
+def _by_hand(flags: tuple[str, ...]) -> str:
+    other = {"--threshold": "by other objectives", "--window": "in another window"}
+    ways = " and ".join(way for flag, way in other.items() if any(each.startswith(flag) for each in flags))
+    return f"Judged {ways} than planned, by hand: {'; '.join(flags)}." if flags else ""
+
+
+def _stopped_early(report: RunReport) -> str:
+    said = {
+        "interrupted": "The run was interrupted; this is what it had recorded until then. A run that is "
+        "stopped where its figures please errs more often than the 5 % allowed for.",
+        "spend_cap": "The run reached its spend cap; this is what it had recorded until then.",
+        "killed": "The run was killed; this is what reached the disk.",
+    }.get(report.manifest.stop_reason, "")
+    lost = report.summary.total.outcomes.get("cancelled", 0)
+    which = f"{numbers.count(lost)} request{'s' * (lost != 1)} under way"
+    cut = f"Cut off with it and not judged: {which}, likely the slowest."
+    return " ".join([said] * bool(said) + [cut] * bool(lost))
 
 
 # XML 1.0 cannot hold these, escaped or not; a terminal obeys some of them.
@@ -348,13 +380,13 @@ def window_line(summary: Summary) -> str:
     )
 
 
-def stopped_early(manifest: Manifest) -> str:
-    """Why the run ended before its time; empty if it did not."""
-    return {
-        "interrupted": "The run was interrupted; this is what it had recorded until then.",
-        "spend_cap": "The run reached its spend cap; this is what it had recorded until then.",
-        "killed": "The run was killed; this is what reached the disk.",
-    }.get(manifest.stop_reason, "")
+def files_line(report: RunReport) -> str:
+    """Where the run's files lie, and what is in them."""
+    if report.by_hand:
+        return (
+            f"{report.folder}: left as they were, with the verdict as planned; --html > FILE keeps this one"
+        )
+    return f"{report.folder}/report.html, summary.json, junit.xml, requests.parquet"
 
 
 def repeat_command(run: Run) -> str:

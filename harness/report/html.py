@@ -47,6 +47,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "verdict": report.verdict,
         "manifest": report.manifest,
         "facts": facts,
+        "marks": facts.marks(report),
         "groups": facts.groups(report.summary),
         "objectives": facts.objective_rows(report),
         "latency": facts.latency_rows(report),

@@ -35,6 +35,8 @@ def junit(report: RunReport) -> str:
     suite = ET.SubElement(root, "testsuite", {"name": printable(report.run.name), **counts, **timestamp})
     suite.append(_properties(report))
     suite.extend(cases)
+    if caveats := facts.caveats(report):
+        ET.SubElement(suite, "system-out").text = printable("\n".join(caveats))
     ET.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
@@ -45,6 +47,7 @@ def _properties(report: RunReport) -> ET.Element:
     for name, value in (
         ("verdict", report.verdict.state.value),
         ("exit_code", str(report.verdict.exit_code)),
+        ("verdict_marks", facts.marks(report)),
         ("reason", report.verdict.reason),
         ("run_id", run.run_id),
         ("target", run.target),
@@ -76,6 +79,7 @@ def _check(check: Check) -> str:
 def _objective(report: RunReport, judged: Judged) -> ET.Element:
     case = _case(report, judged.objective.name, 0.0)
     mark = facts.unresolved(judged, report.floor)
+    mark += "".join(f", {each}" for each in [facts.marks(report)] if each)
     text = f"{judged.objective.expression}: {judged.reason}{mark}"
     if not report.verdict.validity.valid:
         message = printable(f"not judged, for the instrument failed; otherwise {judged.state}: {text}")

@@ -15,11 +15,12 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&@!])")
 
 def markdown(report: RunReport) -> str:
     """Lay the report out; texts from the run are escaped."""
+    marks = facts.marks(report)
     parts = [
-        f"## {report.verdict.state}: {_plain(report.run.name)}",
+        f"## {report.verdict.state}{f' ({marks})' if marks else ''}: {_plain(report.run.name)}",
         _plain(facts.headline(report)),
         "\n".join(f"- {_plain(facts.remedy_line(each))}" for each in facts.remedies(report.verdict)),
-        _plain(facts.stopped_early(report.manifest)),
+        *(f"**{_plain(each)}**" for each in facts.caveats(report)),
         "### Objectives",
         _objectives(report),
         "### Latency",

@@ -39,14 +39,14 @@ def _parts(report: RunReport, width: int) -> list[RenderableType]:
 def _banner(report: RunReport) -> Panel:
     state = report.verdict.state
     style = STYLES[state]
-    early = facts.stopped_early(report.manifest)
     lines = [
         Text(printable(facts.headline(report))),
         *(_remedy(each) for each in facts.remedies(report.verdict)),
+        *(Text(printable(each), style="bold") for each in facts.caveats(report)),
     ]
-    if early:
-        lines.append(Text(early, style="bold"))
     title = Text(f" {state.value} ", style=f"bold reverse {style}")
+    if marks := facts.marks(report):
+        title.append(f" {marks} ", style="not reverse")
     name = Text(printable(f" {report.run.name} → {report.run.target} "))
     return Panel(
         Group(*lines),
@@ -152,5 +152,5 @@ def _facts(report: RunReport) -> Table:
     if report.truth is not None:
         table.add_row("Truth", facts.truth_line(report.truth))
     if report.folder:
-        table.add_row("Files", f"{report.folder}/report.html, summary.json, junit.xml, requests.parquet")
+        table.add_row("Files", facts.files_line(report))
     return table

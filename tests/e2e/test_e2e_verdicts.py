@@ -50,11 +50,13 @@ def test_an_impossible_limit_is_disproven_whether_or_not_the_instrument_is_fine_
 ) -> None:
     """A limit of 1 ms leaves the instrument a tenth of that, which a busy machine exceeds: then INVALID."""
     threshold = ("--threshold", "response: p(99) < 1ms")
+    kept = (mixed_run.folder / "junit.xml").read_bytes()
     done = harness("report", mixed_run.folder, *threshold, cwd=mixed_run.folder.parent)
     report = harness("report", mixed_run.folder, *threshold, "--json", cwd=mixed_run.folder.parent)
     assert '"state": "FAIL"' in report.stdout
-    state = "FAIL" if "FAIL  ─" in done.stdout else "INVALID"
-    assert state in done.stdout
+    state = "FAIL" if "FAIL  by hand  ─" in done.stdout else "INVALID"
+    assert f"{state}  by hand  ─" in done.stdout
+    assert (mixed_run.folder / "junit.xml").read_bytes() == kept  # the evidence stays as it was
     assert done.returncode == report.returncode == EXIT_CODES[state]
 
 

@@ -1,0 +1,81 @@
+"""Claims about the verbs that judge: what they print, what they leave alone, whom they blame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from report import fake_run
+
+from harness import runlog
+from harness.cli import main
+from harness.slo.verdict import State
+
+
+def ask(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def leave_run(folder: Path, state: State = State.FAIL) -> Path:
+    """A run folder, closed and reported on."""
+    report = fake_run.report(state)
+    folder.mkdir(parents=True)
+    for name, part in (("run", report.run), ("manifest", report.manifest), ("telemetry", report.telemetry)):
+        runlog.write_json(folder / f"{name}.json", part)
+    lines = [msgspec.json.encode(each) for each in report.samples]
+    (folder / "samples-0.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    pq.write_table(report.records, folder / "requests.parquet")
+    ask("report", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return leave_run(tmp_path_factory.mktemp("cli") / "runs" / "20260130T101500Z-default")
+
+
+REPORTS = ("junit.xml", "report.md", "summary.json", "report.html")
+
+
+@pytest.mark.parametrize("flags", [("--threshold", "response: p(50) < 10s"), ("--window", "1s,9s")])
+def test_a_verdict_by_hand_leaves_the_reports_of_the_run_alone(run: Path, flags: tuple[str, ...]) -> None:
+    kept = {name: (run / name).read_bytes() for name in REPORTS}
+    done = ask("report", run, *flags)
+    assert "by hand" in done.stdout.splitlines()[0]
+    assert {name: (run / name).read_bytes() for name in REPORTS} == kept
+    assert b"by hand" not in b"".join(kept.values())
+
+
+def test_an_objective_by_hand_stands_beside_those_of_the_run_and_replaces_its_like(run: Path) -> None:
+    """As on `harness run`."""
+
+    def objectives(threshold: str) -> list[str]:
+        document = msgspec.json.decode(ask("report", run, "--json", "--threshold", threshold).stdout)
+        return [each["objective"]["expression"] for each in document["verdict"]["objectives"]]
+
+    response, errors = fake_run.OBJECTIVES
+    assert objectives("response: p(50) < 10s") == [response, errors, "response: p(50) < 10s"]
+    assert objectives("response: p(99) < 10s") == [errors, "response: p(99) < 10s"]
+
+
+@pytest.mark.parametrize("verb", ["run", "report"])
+@pytest.mark.parametrize(
+    ("threshold", "remedy"),
+    [
+        ("responze: p(99) < 1s", "unknown measure responze: did you mean response?"),
+        (" ", "write one like"),
+    ],
+)
+def test_a_bad_threshold_is_blamed_on_its_flag(run: Path, verb: str, threshold: str, remedy: str) -> None:
+    done = ask(verb, run if verb == "report" else "smoke", "--threshold", threshold)
+    assert done.exit_code == 2
+    assert f"harness: --threshold is {threshold!r}: {remedy}" in done.stderr
+
+
+def test_a_threshold_on_traffic_that_is_not_sent_is_blamed_on_its_flag() -> None:
+    done = ask("run", "ramp", "--threshold", "batch.response: p(99) < 1s")
+    assert done.exit_code == 2
+    assert "harness: --threshold is 'batch.response: p(99) < 1s': no traffic of kind batch" in done.stderr
