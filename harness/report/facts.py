@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import msgspec
 import pyarrow as pa
@@ -71,6 +72,10 @@ class LatencyRow(msgspec.Struct, frozen=True):
     maximum: str
 
 
+_TOLD = 5
+"""Most error texts in a table."""
+_TOLD_IN_A_LINE = 2
+
 _LABELS = {"response": "response", "service": "service", "ttft": "TTFT", "itl": "ITL", "tpot": "TPOT"}
 """The measures that every report shows, in order, and what people call them."""
 
@@ -106,8 +111,29 @@ def marks(report: RunReport) -> str:
 
 
 def caveats(report: RunReport) -> list[str]:
-    """Why the verdict bears its marks, a few sentences each."""
-    return [each for each in (_by_hand(report.by_hand), _stopped_early(report)) if each]
+    """What must be known with the verdict: why it bears its marks, and that nothing succeeded at all."""
+    found = (_nothing_succeeded(report), _by_hand(report.by_hand), _stopped_early(report))
+    return [each for each in found if each]
+
+
+def _nothing_succeeded(report: RunReport) -> str:
+    """A wrong key or address looks like a server that fails: say what it said, and what finds it out."""
+    total = report.summary.total
+    # What found no idle user was not sent: that the others held the users for so long has their cause.
+    unsent = {each.error for each in report.summary.failed if each.outcome == "dropped"}
+    said = [text for text in total.errors if text not in unsent]
+    if not said or total.outcomes.get("ok"):
+        return ""
+    found = "; ".join(said[:_TOLD_IN_A_LINE])
+    doctor = f" Try `harness doctor --target {shlex.quote(report.run.target)}`."
+    return f"No request succeeded: {found}.{'' if report.run.mock else doctor}"
+
+
+def error_rows(group: Group) -> list[tuple[str, str]]:
+    """How many requests failed with which error, most frequent first; what is rare is summed up."""
+    told = [(numbers.count(n), text) for text, n in list(group.errors.items())[:_TOLD]]
+    rest = list(group.errors.values())[_TOLD:]
+    return [*told, (numbers.count(sum(rest)), f"{len(rest)} other errors: see report.html")] if rest else told
 
 
 def _by_hand(flags: tuple[str, ...]) -> str:
@@ -391,7 +417,7 @@ def files_line(report: RunReport) -> str:
 
 def repeat_command(run: Run) -> str:
     """The command that sends the same requests at the same times, given the scenario as a file."""
-    target = "mock" if run.mock else run.target
+    target = "mock" if run.mock else shlex.quote(run.target)
     return f"harness run scenario.yaml --seed {run.seed} --workers {run.workers} --target {target}"
 
 

@@ -103,7 +103,7 @@ def _tally(report: RunReport, field: str) -> dict[str, list[int]]:
 def _batch(report: RunReport) -> dict[str, list[str]] | None:
     """What is said of whole batches: by row, the quantiles, the maximum and n."""
     batch = report.summary.batch
-    if batch is None:
+    if batch is None or not batch.all_done.n:
         return None
     return {
         "time to all done": _row(batch.all_done, ratio=False),

@@ -14,6 +14,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 from harness.analysis.stats import allowed_share
+from harness.analysis.summary import Group
 from harness.analysis.validity import Check
 from harness.report import facts, numbers
 from harness.report.facts import RunReport, printable
@@ -89,13 +90,24 @@ def _objective(report: RunReport, judged: Judged) -> ET.Element:
         observed, bad = numbers.figure_text(judged.observed), numbers.figure_text(judged.bad_share)
         allowed = numbers.target_share(allowed_share(judged.objective.target))
         failure.text = printable(
-            f"observed {observed}{mark}, bad {bad}, allowed {allowed}, n {numbers.count(judged.n)}"
+            "\n".join(
+                [
+                    f"observed {observed}{mark}, bad {bad}, allowed {allowed}, n {numbers.count(judged.n)}",
+                    *(f"{n} {text}" for n, text in facts.error_rows(_group_of(report, judged))),
+                ]
+            )
         )
     elif judged.state is State.INCONCLUSIVE:
         ET.SubElement(case, "skipped", {"message": printable(f"INCONCLUSIVE: {text}")})
     elif mark:
         ET.SubElement(case, "system-out").text = printable(text)
     return case
+
+
+def _group_of(report: RunReport, judged: Judged) -> Group:
+    """The traffic that the objective speaks of."""
+    kinds = {group.kind: group for group in report.summary.kinds}
+    return kinds.get(judged.objective.kind or "", report.summary.total)
 
 
 def _case(report: RunReport, name: str, time_s: float) -> ET.Element:

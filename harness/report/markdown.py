@@ -23,8 +23,10 @@ def markdown(report: RunReport) -> str:
         *(f"**{_plain(each)}**" for each in facts.caveats(report)),
         "### Objectives",
         _objectives(report),
-        "### Latency",
-        _latency(report),
+        "### Errors" if report.summary.total.errors else "",
+        _errors(report) if report.summary.total.errors else "",
+        "### Latency" if facts.latency_rows(report) else "",
+        _latency(report) if facts.latency_rows(report) else "",
         "### Beside the mock's truth log" if report.truth else "",
         _truth(report) if report.truth else "",
         "<details><summary>Traffic, instrument and how to repeat it</summary>",
@@ -60,6 +62,10 @@ def _objectives(report: RunReport) -> str:
     )
     header = ("objective", "verdict", "observed [95 %]", "bad / n", "shown", "allowed", "still needed")
     return _table(header, "ll rrrr r", rows, plain={1})
+
+
+def _errors(report: RunReport) -> str:
+    return _table(("n", "error"), "rl", facts.error_rows(report.summary.total))
 
 
 def _latency(report: RunReport) -> str:

@@ -31,9 +31,14 @@ def terminal(report: RunReport, width: int = 100, *, colour: bool = False) -> st
 
 
 def _parts(report: RunReport, width: int) -> list[RenderableType]:
-    latency = _latency(report, intervals=width >= _ROOM_FOR_INTERVALS)
-    truth = [_truth(report)] if report.truth else []
-    return [_banner(report), _objectives(report), latency, *truth, _traffic(report), _facts(report)]
+    parts: list[RenderableType] = [_banner(report), _objectives(report)]
+    if report.summary.total.errors:
+        parts.append(_errors(report))
+    if facts.latency_rows(report):
+        parts.append(_latency(report, intervals=width >= _ROOM_FOR_INTERVALS))
+    if report.truth:
+        parts.append(_truth(report))
+    return [*parts, _traffic(report), _facts(report)]
 
 
 def _banner(report: RunReport) -> Panel:
@@ -92,6 +97,13 @@ def _objectives(report: RunReport) -> Table:
         state = Text(row.state.value, style=f"bold {STYLES[row.state]}")
         cells = [printable(row.expression), row.observed, row.bad, row.bound, row.allowed]
         table.add_row(*cells, state, *[row.needed] * undecided)
+    return table
+
+
+def _errors(report: RunReport) -> Table:
+    table = _table("Errors", "n", "error", right=("n",))
+    for n, text in facts.error_rows(report.summary.total):
+        table.add_row(n, printable(text))
     return table
 
 

@@ -40,9 +40,10 @@ def judged_by_hand(*flags: str) -> RunReport:
 
 def stopped(reason: str, cut_off: int = 0) -> RunReport:
     rows = fake_run.records(faults=0.0)
-    rows[-cut_off or len(rows) :] = [
+    ended = len(rows) - cut_off
+    rows[ended:] = [
         msgspec.structs.replace(row, outcome="cancelled", error="cut off: the run ended first")
-        for row in rows[-cut_off or len(rows) :]
+        for row in rows[ended:]
     ]
     report = fake_run.assemble(rows)
     manifest = msgspec.structs.replace(report.manifest, stop_reason=reason)
@@ -51,14 +52,17 @@ def stopped(reason: str, cut_off: int = 0) -> RunReport:
 
 @pytest.mark.parametrize("form", BESIDE_THE_WORD)
 @pytest.mark.parametrize(
-    ("report", "mark"),
+    ("stop_reason", "flags", "mark"),
     [
-        (judged_by_hand(*FLAGS), "by hand"),
-        (stopped("interrupted"), "stopped early"),
-        (msgspec.structs.replace(stopped("interrupted"), by_hand=FLAGS), "stopped early, by hand"),
+        ("completed", FLAGS, "by hand"),
+        ("interrupted", (), "stopped early"),
+        ("interrupted", FLAGS, "stopped early, by hand"),
     ],
 )
-def test_the_mark_stands_beside_the_verdict(form: str, report: RunReport, mark: str) -> None:
+def test_the_mark_stands_beside_the_verdict(
+    form: str, stop_reason: str, flags: tuple[str, ...], mark: str
+) -> None:
+    report = msgspec.structs.replace(stopped(stop_reason), by_hand=flags)
     assert BESIDE_THE_WORD[form].format(mark) in FORMS[form](report)
 
 
