@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypedDict
+from typing import TYPE_CHECKING, NoReturn, TextIO, TypedDict
 
 import click
 
@@ -374,7 +374,7 @@ def _shown_progress() -> Iterator[Callable[[Progress], None]]:
 
     from harness.report import progress
 
-    if not sys.stderr.isatty():
+    if not _obeys_escapes(sys.stderr):
         yield _plain_progress(progress.line)
         return
     with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
@@ -411,7 +411,11 @@ class _Paper(TypedDict):
 
 def _paper() -> _Paper:
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    return {"width": width, "colour": sys.stdout.isatty()}
+    return {"width": width, "colour": _obeys_escapes(sys.stdout)}
+
+
+def _obeys_escapes(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
 
 
 def _finish(report: RunReport) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 from report import fake_run
 
 from harness import runlog
-from harness.cli import main
+from harness.cli import _obeys_escapes, main
 from harness.slo.verdict import State
 
 
@@ -79,3 +80,19 @@ def test_a_threshold_on_traffic_that_is_not_sent_is_blamed_on_its_flag() -> None
     done = ask("run", "ramp", "--threshold", "batch.response: p(99) < 1s")
     assert done.exit_code == 2
     assert "harness: --threshold is 'batch.response: p(99) < 1s': no traffic of kind batch" in done.stderr
+
+
+@pytest.mark.parametrize(("term", "obeys"), [("xterm", True), ("dumb", False), ("unknown", False)])
+def test_a_terminal_that_is_dumb_gets_no_escapes(
+    monkeypatch: pytest.MonkeyPatch, term: str, *, obeys: bool
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    assert _obeys_escapes(TTY()) is obeys
+    assert not _obeys_escapes(io.StringIO())
+
+
+class TTY(io.StringIO):
+    """A terminal, as far as it says so itself."""
+
+    def isatty(self) -> bool:
+        return True
