@@ -39,13 +39,14 @@ _RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 class _Verbs(click.Group):
-    """A group whose verbs may raise HarnessError: one line on stderr, exit code 2."""
+    """A group whose verbs may raise HarnessError: a line on stderr for each mistake, exit code 2."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except HarnessError as error:
-            click.echo(f"harness: {error}", err=True)
+            for each in (error, *(error.others if isinstance(error, ConfigError) else ())):
+                click.echo(f"harness: {each}", err=True)
             ctx.exit(2)
 
 

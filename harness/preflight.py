@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, together
 from harness.mock.latency import load_profile
 from harness.mock.script import load_script
 from harness.slo import objectives
@@ -22,8 +22,26 @@ def check(scenario: Scenario, source: str, given: Sequence[str] = ()) -> None:
         given: those of its objectives that came by `--threshold`.
 
     Raises:
-        ConfigError: one of them cannot be read, or an objective speaks of traffic that will not be sent.
+        ConfigError: one of them cannot be read, or an objective speaks of traffic that will not be sent;
+            all such mistakes together.
     """
+    checks: list[Callable[[], object]] = [
+        lambda: _check_objectives(scenario, source, given),
+        lambda: workload(scenario),
+    ]
+    if scenario.target == "mock":
+        checks.append(lambda: _check_mock(scenario, source))
+    mistakes = []
+    for each in checks:
+        try:
+            each()
+        except ConfigError as mistake:
+            mistakes.append(mistake)
+    if mistakes:
+        raise together(mistakes)
+
+
+def _check_objectives(scenario: Scenario, source: str, given: Sequence[str]) -> None:
     kinds = {entry.kind for entry in scenario.traffic}
     for each in objectives.load(scenario.objectives, source=source, base=Path.cwd(), given=given):
         if each.kind is not None and each.kind not in kinds:
@@ -31,9 +49,6 @@ def check(scenario: Scenario, source: str, given: Sequence[str] = ()) -> None:
             by_flag = each.expression in map(str.strip, given)
             place = ("--threshold", "") if by_flag else (source, "objectives")
             raise ConfigError(*place, each.expression, remedy)
-    workload(scenario)
-    if scenario.target == "mock":
-        _check_mock(scenario, source)
 
 
 def _check_mock(scenario: Scenario, source: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from harness.errors import ConfigError, together
 from harness.slo.openslo import read_openslo
 from harness.slo.thresholds import Objective, parse
 
@@ -24,16 +25,22 @@ def load(items: Sequence[str], *, source: str, base: Path, given: Sequence[str] 
         given: those of the items that came by `--threshold`, which then is to blame.
 
     Raises:
-        ConfigError: with source, key, value and remedy.
+        ConfigError: with source, key, value and remedy; all mistakes together.
     """
     objectives: list[Objective] = []
+    mistakes: list[ConfigError] = []
     for position, item in enumerate(items):
-        if item.strip().endswith((".yaml", ".yml")):
-            objectives.extend(read_openslo(base / item.strip()))
-        elif item in given:
-            objectives.append(parse(item))
-        else:
-            objectives.append(parse(item, source=source, key=f"objectives[{position}]"))
+        try:
+            if item.strip().endswith((".yaml", ".yml")):
+                objectives.extend(read_openslo(base / item.strip()))
+            elif item in given:
+                objectives.append(parse(item))
+            else:
+                objectives.append(parse(item, source=source, key=f"objectives[{position}]"))
+        except ConfigError as mistake:
+            mistakes.append(mistake)
+    if mistakes:
+        raise together(mistakes)
     return _named_apart(objectives)
 
 
