@@ -72,6 +72,8 @@ class LatencyRow(msgspec.Struct, frozen=True):
     maximum: str
 
 
+_VISIBLE = 0.005
+"""Share of a run below which a part of it is no more than a line in a chart."""
 _TOLD = 5
 """Most error texts in a table."""
 _TOLD_IN_A_LINE = 2
@@ -404,6 +406,26 @@ def window_line(summary: Summary) -> str:
         f"{numbers.quantity(high, 's')}; arrivals {numbers.figure_text(summary.arrivals)}{plan}"
         + (f". Window {summary.window_rule}" if summary.window_rule else "")
     )
+
+
+def unjudged(window_s: tuple[float, float], end_s: float) -> list[tuple[float, float]]:
+    """The parts of a run that are not judged, in seconds from its start, as far as a chart can show them."""
+    low, high = window_s
+    parts = ((0.0, min(low, end_s)), (min(high, end_s), end_s))
+    return [(start, end) for start, end in parts if end - start > _VISIBLE * end_s]
+
+
+def shaded_line(summary: Summary, end_s: float) -> str:
+    """What the charts over time are shaded for, in one or two sentences."""
+    low, high = summary.window_s
+    where = [
+        f"before {numbers.quantity(low, 's')}" if end <= low else f"from {numbers.quantity(high, 's')} on"
+        for _, end in unjudged(summary.window_s, end_s)
+    ]
+    if not where:
+        return "Nothing is shaded: all of it is judged."
+    rule = f" The window is {summary.window_rule}." if summary.window_rule else ""
+    return f"Shaded is what lies {' and '.join(where)}: requests due then are not judged.{rule}"
 
 
 def files_line(report: RunReport) -> str:

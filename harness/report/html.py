@@ -10,6 +10,7 @@ import msgspec
 import yaml
 from markupsafe import Markup
 
+from harness.analysis import series
 from harness.analysis.measures import measure
 from harness.analysis.summary import Distribution, Figure
 from harness.report import charts, facts, numbers
@@ -40,6 +41,7 @@ def _template() -> jinja2.Template:
 
 def _context(report: RunReport) -> dict[str, Any]:
     measures = measure(report.records)
+    end_s = series.end_s(measures)
     return {
         "report": report,
         "run": report.run,
@@ -60,6 +62,8 @@ def _context(report: RunReport) -> dict[str, Any]:
         "errors": report.summary.total.errors,
         "distributions": _embed(charts.distributions(report, measures)),
         "over_time": _embed(charts.over_time(report, measures)),
+        "unjudged": facts.unjudged(report.summary.window_s, end_s),
+        "shaded": facts.shaded_line(report.summary, end_s),
         "instrument": _embed(charts.instrument(report, measures)),
         "scenario": _yaml(report.run.scenario),
         "dash": numbers.NONE,
@@ -69,11 +73,14 @@ def _context(report: RunReport) -> dict[str, Any]:
 def _key_facts(report: RunReport) -> list[tuple[str, str, str]]:
     """The handful of numbers that people look for first: what, how much, and how sure."""
     summary, total = report.summary, report.summary.total
-    figures = [(each.objective.expression, each.observed, "requests") for each in report.verdict.objectives]
+    figures = [
+        (each.objective.expression, each.observed, "requests", facts.unresolved(each, report.floor))
+        for each in report.verdict.objectives
+    ]
     figures += [
-        ("goodput", total.goodput, "requests"),
-        ("arrivals", summary.arrivals, "arrivals"),
-        ("completion tokens", total.tokens_per_s, "requests"),
+        ("goodput", total.goodput, "requests", ""),
+        ("arrivals", summary.arrivals, "arrivals", ""),
+        ("completion tokens", total.tokens_per_s, "requests", ""),
     ]
     low, high = summary.window_s
     judged = (
@@ -84,11 +91,11 @@ def _key_facts(report: RunReport) -> list[tuple[str, str, str]]:
     return [*(_key_fact(*each) for each in figures), judged]
 
 
-def _key_fact(name: str, figure: Figure, of: str) -> tuple[str, str, str]:
+def _key_fact(name: str, figure: Figure, of: str, mark: str) -> tuple[str, str, str]:
     bounds = numbers.interval(figure)
-    n = f"n {numbers.count(figure.n)} {of}"
+    n = f"n {numbers.count(figure.n)} {of}{mark}"
     if figure.value is None:
-        return name, numbers.NONE, figure.note or n
+        return name, numbers.NONE, f"{figure.note}{mark}" if figure.note else n
     return name, numbers.quantity(figure.value, figure.unit), f"95 % interval {bounds}, {n}" if bounds else n
 
 
