@@ -37,7 +37,7 @@ from harness.analysis.validity import validate
 from harness.errors import ConfigError, EngineError, RunLogError
 from harness.record import Manifest, Run, Sample
 from harness.report import machine
-from harness.report.facts import RunReport
+from harness.report.facts import RunReport, scenario_yaml
 from harness.report.html import html
 from harness.report.junit import junit
 from harness.report.markdown import markdown
@@ -405,7 +405,8 @@ def _planned_within(scenario: Scenario, window: tuple[float, float]) -> int | No
 
 
 def write_reports(folder: Path, report: RunReport) -> None:
-    """Write the forms of the report that people and machines open: HTML, Markdown, JUnit, JSON."""
+    """Write what people and machines open: the report as HTML, Markdown, JUnit, JSON; the scenario."""
+    runlog.write_bytes(folder / "scenario.yaml", scenario_yaml(report.run).encode())
     runlog.write_bytes(folder / "summary.json", machine.to_json(report))
     runlog.write_bytes(folder / "report.md", markdown(report).encode())
     runlog.write_bytes(folder / "junit.xml", junit(report).encode())

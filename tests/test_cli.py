@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from report import fake_run
 from harness import runlog
 from harness.cli import _obeys_escapes, main
 from harness.slo.verdict import State
+from harness.workload.scenario import from_builtins, load
 
 
 def ask(*words: str | Path) -> Result:
@@ -60,6 +62,14 @@ def test_an_objective_by_hand_stands_beside_those_of_the_run_and_replaces_its_li
     response, errors = fake_run.OBJECTIVES
     assert objectives("response: p(50) < 10s") == [response, errors, "response: p(50) < 10s"]
     assert objectives("response: p(99) < 10s") == [errors, "response: p(99) < 10s"]
+
+
+def test_the_run_folder_holds_the_scenario_that_the_report_says_to_run_again(run: Path) -> None:
+    again = load(run / "scenario.yaml")
+    assert again == from_builtins(runlog.read_run(run).scenario)
+    command = re.search(r"harness run (\S+) --seed 7", (run / "report.html").read_text())
+    assert command is not None
+    assert Path(command[1]).samefile(run / "scenario.yaml")
 
 
 @pytest.mark.parametrize("verb", ["run", "report"])

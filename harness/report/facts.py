@@ -7,6 +7,7 @@ import shlex
 
 import msgspec
 import pyarrow as pa
+import yaml
 
 from harness.analysis.floor import FACTOR, Floor, floor_s, resolvable
 from harness.analysis.measures import MEASURES
@@ -101,7 +102,11 @@ def headline(report: RunReport) -> str:
     """The verdict in one sentence; where the instrument failed, `remedies` says of what."""
     validity = report.verdict.validity
     if validity.valid:
-        return sentence(report.verdict.reason)
+        # It begins with the name of an objective, as written: `ttft` is no word at the start of a sentence.
+        named = report.verdict.reason.startswith(
+            tuple(each.objective.name for each in report.verdict.objectives)
+        )
+        return f"{report.verdict.reason}." if named else sentence(report.verdict.reason)
     failed = sum(not check.passed for check in validity.checks)
     return sentence(f"the instrument failed {failed} of its {len(validity.checks)} checks")
 
@@ -437,10 +442,23 @@ def files_line(report: RunReport) -> str:
     return f"{report.folder}/report.html, summary.json, junit.xml, requests.parquet"
 
 
-def repeat_command(run: Run) -> str:
-    """The command that sends the same requests at the same times, given the scenario as a file."""
+def repeat_command(report: RunReport) -> str:
+    """The command that sends the same requests at the same times, from the scenario in the run folder."""
+    run = report.run
     target = "mock" if run.mock else shlex.quote(run.target)
-    return f"harness run scenario.yaml --seed {run.seed} --workers {run.workers} --target {target}"
+    file = shlex.quote(f"{report.folder}/scenario.yaml" if report.folder else "scenario.yaml")
+    return f"harness run {file} --seed {run.seed} --workers {run.workers} --target {target}"
+
+
+def scenario_yaml(run: Run) -> str:
+    """The whole scenario, as it was run, as the text of a scenario file."""
+    plain = msgspec.json.decode(msgspec.json.encode(run.scenario))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def commit_line(run: Run) -> str:
+    """Whose commit it is: not the harness's, which has a version, but that of the tests it is run from."""
+    return f"{run.git_commit or 'none'}, of the folder that the run was started in"
 
 
 def thresholds(verdict: Verdict, measure: str) -> list[tuple[str, float, float, str | None]]:

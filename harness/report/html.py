@@ -6,8 +6,6 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-import msgspec
-import yaml
 from markupsafe import Markup
 
 from harness.analysis import series
@@ -65,7 +63,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "unjudged": facts.unjudged(report.summary.window_s, end_s),
         "shaded": facts.shaded_line(report.summary, end_s),
         "instrument": _embed(charts.instrument(report, measures)),
-        "scenario": _yaml(report.run.scenario),
+        "scenario": facts.scenario_yaml(report.run),
         "dash": numbers.NONE,
     }
 
@@ -133,8 +131,3 @@ def _embed(drawn: list[Chart]) -> list[dict[str, Any]]:
         {"title": chart.title, "subtitle": chart.subtitle, "svg": Markup(chart.svg)}  # noqa: S704 - see above
         for chart in drawn
     ]
-
-
-def _yaml(scenario: dict[str, Any]) -> str:
-    plain = msgspec.json.decode(msgspec.json.encode(scenario))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

@@ -39,14 +39,14 @@ def markdown(report: RunReport) -> str:
 
 def _list(report: RunReport) -> str:
     run = report.run
-    commit = run.git_commit or "unknown"
     lines = {
         "Judged": facts.window_line(report.summary),
         "Instrument": facts.instrument_line(report.verdict),
         "Ledger": facts.ledger_line(report.manifest),
         "Telemetry": facts.telemetry_line(report.telemetry),
-        "Run": f"{run.run_id}, target {run.target}, commit {commit}",
-        "To repeat it": facts.repeat_command(run),
+        "Run": f"{run.run_id}, target {run.target}",
+        "Commit": facts.commit_line(run),
+        "To repeat it": facts.repeat_command(report),
     }
     if report.floor is not None:
         lines["Noise floor"] = facts.floor_line(report.floor)

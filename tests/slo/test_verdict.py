@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from factories import dropped, failure, ms, record, stream, table
 from hypothesis import assume, given
@@ -168,7 +170,14 @@ def test_no_sample_is_inconclusive_and_says_what_is_wanted():
     found = one([record()], "stream.ttft: p(99) < 500ms")
     assert found.state is State.INCONCLUSIVE
     assert found.more_needed == 299
-    assert found.reason == "no judged request of kind stream has ttft; 299 good ones would prove it"
+    said = "no request of kind stream was judged that has a value of ttft; 299 good ones would prove it"
+    assert found.reason == said
+    assert one([], "errors: rate < 0.1%").reason.startswith("no request was judged; 2,995 good ones")
+
+
+def test_percentages_are_spelt_in_one_way():
+    for bad in (0, 5, 400):
+        assert re.findall(r"\d+\S?%", one(mixed(400, bad), P99).reason) == []
 
 
 def test_no_objective_is_inconclusive():
