@@ -56,10 +56,12 @@ def main() -> None:
     """Load-test LLM HTTP APIs, and tell the truth about them."""
 
 
-@main.command()
+@main.command(short_help="Run a scenario, judge it, and report.")
 @click.argument("scenario_file", metavar="[SCENARIO]", required=False)
 @click.option("--target", metavar="mock|URL", help="What to load: the bundled mock, or an API's base URL.")
-@click.option("--slo", "slo_file", type=click.Path(dir_okay=False), help="Objectives: an OpenSLO v1 file.")
+@click.option(
+    "--slo", "slo_file", type=click.Path(dir_okay=False), help="Objectives: an OpenSLO v1 file (YAML)."
+)
 @click.option(
     "--threshold",
     "thresholds",
@@ -120,6 +122,9 @@ def run(
 ) -> None:
     """Run a scenario and judge it; without one, a 30-second mix against the bundled mock.
 
+    SCENARIO is a YAML file (`harness scenario` says more), or the name of a shipped one: default, smoke,
+    deepseek, stream-heavy, ramp, steps, sine, bursts, sessions, mooncake, closed.
+
     The API's key is read from HARNESS_API_KEY (or DEEPSEEK_API_KEY, OPENAI_API_KEY), in the
     environment or in a `.env` file; never from a flag.
     """
@@ -171,16 +176,21 @@ def run(
     _finish(report)
 
 
-@main.command()
-@click.argument("folder", metavar="RUN", type=_RUN)
+@main.command(short_help="Judge a recorded run again; print one form of the report.")
+@click.argument("folder", metavar="[RUN]", type=_RUN, required=False)
+@click.option(
+    "--runs", type=_FOLDER, default=Path("runs"), show_default=True, help="Where the newest is looked for."
+)
 @click.option("--threshold", "thresholds", multiple=True, metavar="TEXT", help=_THRESHOLD)
 @click.option("--window", metavar="FROM,TO", default="", help="Judge this part instead: `10s,40s`.")
-@click.option("--html", "form", flag_value="html", help="Print the page.")
-@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown, for a pull request.")
-@click.option("--junit", "form", flag_value="junit", help="Print JUnit XML.")
-@click.option("--json", "form", flag_value="json", help="Print summary.json.")
-def report(folder: Path, thresholds: tuple[str, ...], window: str, form: str | None) -> None:
+@click.option("--html", is_flag=True, help="Print the page.")
+@click.option("--markdown", is_flag=True, help="Print Markdown, for a pull request.")
+@click.option("--junit", is_flag=True, help="Print JUnit XML.")
+@click.option("--json", is_flag=True, help="Print summary.json.")
+def report(folder: Path | None, runs: Path, thresholds: tuple[str, ...], window: str, **forms: bool) -> None:
     """Judge a recorded run again, from its records; print one form of the report.
+
+    RUN is a run folder; without it, the newest below ./runs is taken, and named on stderr.
 
     Without a form, the reports in the run folder are written anew and the table is printed. With
     --threshold or --window the verdict is marked as one by hand, and the files are left as they are:
@@ -189,16 +199,29 @@ def report(folder: Path, thresholds: tuple[str, ...], window: str, form: str | N
     """
     from harness import conduct
 
+    asked = [form for form, wanted in forms.items() if wanted]
+    if len(asked) > 1:
+        raise click.UsageError(f"give one of {' and '.join(f'--{form}' for form in asked)}")
+    folder = folder or _newest(runs)
     judged = conduct.judged(folder, thresholds, window=window)
-    if form is None:
+    if not asked:
         if not judged.by_hand:
             conduct.write_reports(folder, judged)
         _finish(judged)
-    click.echo(conduct.rendered(judged, form), nl=False)
+    click.echo(conduct.rendered(judged, asked[0]), nl=False)
     sys.exit(judged.verdict.exit_code)
 
 
-@main.command()
+def _newest(runs: Path) -> Path:
+    """The run that began last: the names of run folders begin with when they did."""
+    found = sorted(header.parent for header in runs.glob("*/run.json"))
+    if not found:
+        raise ConfigError("RUN", "", None, f"there is no run below {runs}; give the folder of one")
+    click.echo(f"harness: RUN is {found[-1]}, the newest below {runs}", err=True)
+    return found[-1]
+
+
+@main.command(short_help="Look for what would make a run worthless.")
 @click.argument("scenario_file", metavar="[SCENARIO]", required=False)
 @click.option("--target", metavar="mock|URL", help="What to examine. Default: the scenario's target.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -234,7 +257,7 @@ def doctor(scenario_file: str | None, target: str | None, as_json: bool) -> None
     sys.exit(surgery.exit_code(findings))
 
 
-@main.command()
+@main.command(short_help="Say where the load generator's CPU time goes.")
 @click.argument("scenario_file", metavar="[SCENARIO]", required=False)
 @click.option("--target", metavar="mock|URL", help="What to load: the bundled mock, or an API's base URL.")
 @click.option("--rate", type=float, help="Arrivals per second.")
@@ -265,7 +288,7 @@ def profile(
     click.echo(f"\nFiles  {folder}/profile.json, profile.prof, ticks.json")
 
 
-@main.command()
+@main.command(short_help="Measure the harness's own error at a scenario's load.")
 @click.argument("scenario_file", metavar="[SCENARIO]", required=False)
 @click.option("--rate", type=float, help="Arrivals per second.")
 @click.option("--users", type=click.IntRange(min=1), help="Virtual users.")
@@ -308,7 +331,7 @@ def calibrate(
 main.add_command(mock)
 
 
-@mock.command("fit")
+@mock.command("fit", short_help="Print a profile that behaves like a recorded run.")
 @click.argument("folder", metavar="RUN", type=_RUN)
 def mock_fit(folder: Path) -> None:
     """Print a latency profile that makes the mock behave like a recorded run: `… > mine.yaml`."""
@@ -317,7 +340,7 @@ def mock_fit(folder: Path) -> None:
     click.echo(conduct.fitted_profile(folder), nl=False)
 
 
-@main.command()
+@main.command(short_help="Carry a share of a run that another machine conducts.")
 @click.option("--master", required=True, metavar="HOST[:PORT]", help="Where `harness run --remote` listens.")
 @click.option(
     "--runs", type=_FOLDER, default=Path("runs"), show_default=True, help="Where its own copy stays."
@@ -329,9 +352,13 @@ def worker(master: str, runs: Path) -> None:
     conduct.work(*_address("--master", master), runs)
 
 
-@main.group()
+@main.group(short_help="Check scenario files; print their schema.")
 def scenario() -> None:
-    """Scenario files: what to send, when, to whom, and what must hold."""
+    """Scenario files: what to send, when, to whom, and what must hold.
+
+    They are YAML; docs/scenarios.md says what every key means. Whatever verb takes a SCENARIO takes a file,
+    or the name of a shipped one: `harness scenario check smoke > mine.yaml` begins a file of your own.
+    """
 
 
 @scenario.command("schema")
@@ -344,7 +371,7 @@ def scenario_schema() -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(schema()), indent=2).decode())
 
 
-@scenario.command("check")
+@scenario.command("check", short_help="Print a file whole, or all that is wrong with it.")
 @click.argument("scenario_file", metavar="SCENARIO")
 def scenario_check(scenario_file: str) -> None:
     """Read a scenario file and print it whole, defaults filled in; exit code 2 if it has a mistake."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from report import fake_run
 from harness import runlog
 from harness.cli import _obeys_escapes, main
 from harness.slo.verdict import State
-from harness.workload.scenario import from_builtins, load
+from harness.workload.scenario import from_builtins, load, shipped
 
 
 def ask(*words: str | Path) -> Result:
@@ -62,6 +63,46 @@ def test_an_objective_by_hand_stands_beside_those_of_the_run_and_replaces_its_li
     response, errors = fake_run.OBJECTIVES
     assert objectives("response: p(50) < 10s") == [response, errors, "response: p(50) < 10s"]
     assert objectives("response: p(99) < 10s") == [errors, "response: p(99) < 10s"]
+
+
+@pytest.mark.parametrize("group", [(), ("scenario",), ("mock",)])
+def test_each_verb_is_said_in_full_on_a_terminal_of_80_columns(group: tuple[str, ...]) -> None:
+    said = CliRunner().invoke(main, [*group, "--help"], terminal_width=80).stdout
+    commands = said[said.index("Commands:") :]
+    assert "..." not in commands
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_the_help_names_every_shipped_scenario_and_says_that_files_are_yaml() -> None:
+    said = " ".join(ask("run", "--help").stdout.split())
+    names = re.search(r"YAML file [^:]*, or the name of a shipped one: ([^.]*)\.", said)
+    assert names is not None
+    assert set(names[1].split(", ")) == {path.stem for path in shipped("default").parent.glob("*.yaml")}
+
+
+def test_two_forms_at_once_are_refused(run: Path) -> None:
+    done = ask("report", run, "--html", "--json")
+    assert done.exit_code == 2
+    assert "give one of --html and --json" in done.stderr
+    assert done.stdout == ""
+
+
+def test_without_a_run_the_newest_is_taken_and_named(run: Path) -> None:
+    newer = run.with_name("20260131T000000Z-default")
+    shutil.copytree(run, newer)
+    (run.parent / "20270101T000000Z-no-run").mkdir()
+    done = ask("report", "--runs", run.parent, "--json")
+    assert f"harness: RUN is {newer}, the newest below {run.parent}" in done.stderr
+    shutil.rmtree(newer)
+    assert f"RUN is {run}," in ask("report", "--runs", run.parent, "--json").stderr
+
+
+def test_where_there_is_no_run_to_take_it_says_so(tmp_path: Path) -> None:
+    done = ask("report", "--runs", tmp_path)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"harness: RUN: there is no run below {tmp_path}; give the folder of one\n",
+    )
 
 
 def test_the_run_folder_holds_the_scenario_that_the_report_says_to_run_again(run: Path) -> None:
