@@ -23,7 +23,9 @@ from harness.report.facts import printable
 
 _GLUE = "\ue000"
 """Stands for a blank at which no line may end, until the lines are made: rich breaks them at U+00A0 too."""
-_FIGURE = re.compile(r"(?<=\d) (?=(?:[mnµ]?s|min|h|[kMGT]?B|%|\S*/s)(?!\w))|(?<=[<>≤≥=]) (?=\d)")
+_UNIT = r"(?:[mnµ]?s|min|h|[kMGT]?B|%|\S*/s|ok|[a-z]+_[a-z_]+)(?!\w)"
+"""What a number may be of: an outcome too."""
+_FIGURE = re.compile(rf"(?<=\d) (?={_UNIT})|(?<=[<>≤≥=]) (?=\d)")
 _PROSE = 20
 """Characters that a column of words must have to be read."""
 _INDENT = 2

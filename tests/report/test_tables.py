@@ -27,7 +27,7 @@ SHEET = Sheet(
 )
 WIDE = max(len(line) for line in tables([SHEET], width=200).splitlines())
 WIDTHS = range(30, 130)
-BROKEN = re.compile(r"^\s*(?:[mnµ]?s|%|tokens/s|/s)(?!\w)")
+BROKEN = re.compile(r"^\s*(?:[mnµ]?s|%|tokens/s|/s|refused_by_server)(?!\w)")
 
 
 @pytest.mark.parametrize("width", [24, 40, 60, 80, 100, 140])
