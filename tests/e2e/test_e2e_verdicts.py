@@ -147,7 +147,10 @@ def test_a_closed_loop_of_two_workers_claims_each_arrival_once(tmp_path: Path) -
     assert books.planned == books.finished == 60
     assert len(books.workers) == 2
     records = rows(folder)
-    assert sorted({row["seq"] for row in records}) == list(range(60))
+    # Each kind has numbers of its own, of which the quicker one takes more: 60 of them, and none twice.
+    assert len({row["seq"] for row in records}) == 60
+    claimed = [(row["seq"], row["index"]) for row in records]
+    assert len(claimed) == len(set(claimed))
     assert {row["due_ns"] for row in records} == {None}
     assert {row["outcome"] for row in records} == {"ok"}
     assert "telemetry" not in failed_checks(folder)
