@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypedDict
+from typing import TYPE_CHECKING, NoReturn, TextIO, TypedDict
 
 import click
 
@@ -29,20 +29,24 @@ if TYPE_CHECKING:
     from harness.report.progress import Progress
 
 _PLAIN_EVERY_S = 5.0
-_THRESHOLD = "An objective: `ttft: p(99) < 500ms`. Repeatable; replaces the scenario's on the same measure."
+_THRESHOLD = (
+    "An objective: `ttft: p(99) < 500ms`. It replaces the scenario's with the same left side, or is added. "
+    "May be repeated."
+)
 _EXIT_CODES = "Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, 3 INCONCLUSIVE, 4 INVALID."
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 class _Verbs(click.Group):
-    """A group whose verbs may raise HarnessError: one line on stderr, exit code 2."""
+    """A group whose verbs may raise HarnessError: a line on stderr for each mistake, exit code 2."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except HarnessError as error:
-            click.echo(f"harness: {error}", err=True)
+            for each in (error, *(error.others if isinstance(error, ConfigError) else ())):
+                click.echo(f"harness: {each}", err=True)
             ctx.exit(2)
 
 
@@ -52,10 +56,12 @@ def main() -> None:
     """Load-test LLM HTTP APIs, and tell the truth about them."""
 
 
-@main.command()
+@main.command(short_help="Run a scenario, judge it, and report.")
 @click.argument("scenario_file", metavar="[SCENARIO]", required=False)
 @click.option("--target", metavar="mock|URL", help="What to load: the bundled mock, or an API's base URL.")
-@click.option("--slo", "slo_file", type=click.Path(dir_okay=False), help="Objectives: an OpenSLO v1 file.")
+@click.option(
+    "--slo", "slo_file", type=click.Path(dir_okay=False), help="Objectives: an OpenSLO v1 file (YAML)."
+)
 @click.option(
     "--threshold",
     "thresholds",
@@ -116,6 +122,9 @@ def run(
 ) -> None:
     """Run a scenario and judge it; without one, a 30-second mix against the bundled mock.
 
+    SCENARIO is a YAML file (`harness scenario` says more), or the name of a shipped one: default, smoke,
+    deepseek, stream-heavy, ramp, steps, sine, bursts, sessions, mooncake, closed.
+
     The API's key is read from HARNESS_API_KEY (or DEEPSEEK_API_KEY, OPENAI_API_KEY), in the
     environment or in a `.env` file; never from a flag.
     """
@@ -140,7 +149,7 @@ def run(
     )
     if no_telemetry:
         scenario = msgspec.structs.replace(scenario, telemetry=False)
-    preflight.check(scenario, scenario_file or f"scenario {scenario.name!r}")
+    preflight.check(scenario, scenario_file or f"scenario {scenario.name!r}", given=thresholds)
     if scenario.target.startswith("https:") and not api_key(scenario.target, os.environ):
         names = " or ".join(key_variables(scenario.target))
         click.echo(f"harness: no API key: set {names} in the environment or in .env", err=True)
@@ -167,33 +176,52 @@ def run(
     _finish(report)
 
 
-@main.command()
-@click.argument("folder", metavar="RUN", type=_RUN)
+@main.command(short_help="Judge a recorded run again; print one form of the report.")
+@click.argument("folder", metavar="[RUN]", type=_RUN, required=False)
 @click.option(
-    "--threshold", "thresholds", multiple=True, metavar="TEXT", help="Judge by this instead. May be repeated."
+    "--runs", type=_FOLDER, default=Path("runs"), show_default=True, help="Where the newest is looked for."
 )
+@click.option("--threshold", "thresholds", multiple=True, metavar="TEXT", help=_THRESHOLD)
 @click.option("--window", metavar="FROM,TO", default="", help="Judge this part instead: `10s,40s`.")
-@click.option("--html", "form", flag_value="html", help="Print the page.")
-@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown, for a pull request.")
-@click.option("--junit", "form", flag_value="junit", help="Print JUnit XML.")
-@click.option("--json", "form", flag_value="json", help="Print summary.json.")
-def report(folder: Path, thresholds: tuple[str, ...], window: str, form: str | None) -> None:
+@click.option("--html", is_flag=True, help="Print the page.")
+@click.option("--markdown", is_flag=True, help="Print Markdown, for a pull request.")
+@click.option("--junit", is_flag=True, help="Print JUnit XML.")
+@click.option("--json", is_flag=True, help="Print summary.json.")
+def report(folder: Path | None, runs: Path, thresholds: tuple[str, ...], window: str, **forms: bool) -> None:
     """Judge a recorded run again, from its records; print one form of the report.
 
-    Without a form, the reports in the run folder are written anew and the table is printed. A run that
-    was killed is closed first: what reached the disk is judged, as INVALID.
+    RUN is a run folder; without it, the newest below ./runs is taken, and named on stderr.
+
+    Without a form, the reports in the run folder are written anew and the table is printed. With
+    --threshold or --window the verdict is marked as one by hand, and the files are left as they are:
+    `--html > FILE` keeps it. A run that was killed is closed first: what reached the disk is judged, as
+    INVALID.
     """
     from harness import conduct
 
+    asked = [form for form, wanted in forms.items() if wanted]
+    if len(asked) > 1:
+        raise click.UsageError(f"give one of {' and '.join(f'--{form}' for form in asked)}")
+    folder = folder or _newest(runs)
     judged = conduct.judged(folder, thresholds, window=window)
-    if form is None:
-        conduct.write_reports(folder, judged)
+    if not asked:
+        if not judged.by_hand:
+            conduct.write_reports(folder, judged)
         _finish(judged)
-    click.echo(conduct.rendered(judged, form), nl=False)
+    click.echo(conduct.rendered(judged, asked[0]), nl=False)
     sys.exit(judged.verdict.exit_code)
 
 
-@main.command()
+def _newest(runs: Path) -> Path:
+    """The run that began last: the names of run folders begin with when they did."""
+    found = sorted(header.parent for header in runs.glob("*/run.json"))
+    if not found:
+        raise ConfigError("RUN", "", None, f"there is no run below {runs}; give the folder of one")
+    click.echo(f"harness: RUN is {found[-1]}, the newest below {runs}", err=True)
+    return found[-1]
+
+
+@main.command(short_help="Look for what would make a run worthless.")
 @click.argument("scenario_file", metavar="[SCENARIO]", required=False)
 @click.option("--target", metavar="mock|URL", help="What to examine. Default: the scenario's target.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -231,7 +259,7 @@ def doctor(scenario_file: str | None, target: str | None, as_json: bool) -> None
     sys.exit(surgery.exit_code(findings))
 
 
-@main.command()
+@main.command(short_help="Say where the load generator's CPU time goes.")
 @click.argument("scenario_file", metavar="[SCENARIO]", required=False)
 @click.option("--target", metavar="mock|URL", help="What to load: the bundled mock, or an API's base URL.")
 @click.option("--rate", type=float, help="Arrivals per second.")
@@ -265,7 +293,7 @@ def profile(
     sys.exit(profiling.exit_code(found))
 
 
-@main.command()
+@main.command(short_help="Measure the harness's own error at a scenario's load.")
 @click.argument("scenario_file", metavar="[SCENARIO]", required=False)
 @click.option("--rate", type=float, help="Arrivals per second.")
 @click.option("--users", type=click.IntRange(min=1), help="Virtual users.")
@@ -308,7 +336,7 @@ def calibrate(
 main.add_command(mock)
 
 
-@mock.command("fit")
+@mock.command("fit", short_help="Print a profile that behaves like a recorded run.")
 @click.argument("folder", metavar="RUN", type=_RUN)
 def mock_fit(folder: Path) -> None:
     """Print a latency profile that makes the mock behave like a recorded run: `… > mine.yaml`."""
@@ -317,7 +345,7 @@ def mock_fit(folder: Path) -> None:
     click.echo(conduct.fitted_profile(folder), nl=False)
 
 
-@main.command()
+@main.command(short_help="Carry a share of a run that another machine conducts.")
 @click.option("--master", required=True, metavar="HOST[:PORT]", help="Where `harness run --remote` listens.")
 @click.option(
     "--runs", type=_FOLDER, default=Path("runs"), show_default=True, help="Where its own copy stays."
@@ -329,9 +357,13 @@ def worker(master: str, runs: Path) -> None:
     conduct.work(*_address("--master", master), runs)
 
 
-@main.group()
+@main.group(short_help="Check scenario files; print their schema.")
 def scenario() -> None:
-    """Scenario files: what to send, when, to whom, and what must hold."""
+    """Scenario files: what to send, when, to whom, and what must hold.
+
+    They are YAML; docs/scenarios.md says what every key means. Whatever verb takes a SCENARIO takes a file,
+    or the name of a shipped one: `harness scenario check smoke > mine.yaml` begins a file of your own.
+    """
 
 
 @scenario.command("schema")
@@ -344,7 +376,7 @@ def scenario_schema() -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(schema()), indent=2).decode())
 
 
-@scenario.command("check")
+@scenario.command("check", short_help="Print a file whole, or all that is wrong with it.")
 @click.argument("scenario_file", metavar="SCENARIO")
 def scenario_check(scenario_file: str) -> None:
     """Read a scenario file and print it whole, defaults filled in; exit code 2 if it has a mistake."""
@@ -375,7 +407,7 @@ def _shown_progress() -> Iterator[Callable[[Progress], None]]:
 
     from harness.report import progress
 
-    if not sys.stderr.isatty():
+    if not _obeys_escapes(sys.stderr):
         yield _plain_progress(progress.line)
         return
     with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
@@ -424,7 +456,11 @@ class _Paper(TypedDict):
 
 def _paper() -> _Paper:
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    return {"width": width, "colour": sys.stdout.isatty()}
+    return {"width": width, "colour": _obeys_escapes(sys.stdout)}
+
+
+def _obeys_escapes(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
 
 
 def _finish(report: RunReport) -> NoReturn:

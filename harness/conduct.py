@@ -37,7 +37,7 @@ from harness.analysis.validity import validate
 from harness.errors import ConfigError, EngineError, RunLogError
 from harness.record import Manifest, Run, Sample
 from harness.report import machine
-from harness.report.facts import RunReport
+from harness.report.facts import RunReport, scenario_yaml
 from harness.report.html import html
 from harness.report.junit import junit
 from harness.report.markdown import markdown
@@ -311,7 +311,7 @@ def judged(folder: Path, thresholds: tuple[str, ...] = (), *, window: str = "") 
 
     Args:
         folder: the run folder; closed first if it was not.
-        thresholds: objectives to judge by instead of the scenario's.
+        thresholds: objectives to judge by besides the scenario's, or in place of those they replace there.
         window: the part to judge instead of the scenario's, as `10s,40s`; empty for that.
 
     Raises:
@@ -324,8 +324,8 @@ def judged(folder: Path, thresholds: tuple[str, ...] = (), *, window: str = "") 
     records = runlog.read_requests(folder)
     samples = runlog.read_samples(folder)
     telemetry = runlog.read_telemetry(folder)
-    wanted = thresholds or scenario.objectives
-    objectives = slo_objectives.load(wanted, source=f"run {folder.name}", base=Path.cwd())
+    wanted = scenarios.override(scenario, thresholds=thresholds).objectives
+    objectives = slo_objectives.load(wanted, source=f"run {folder.name}", base=Path.cwd(), given=thresholds)
     measures = measure(records)
     ends_by_the_clock = manifest.stop_reason == "completed" and scenario.count is None
     duration_s = scenario.duration_s if ends_by_the_clock else None
@@ -362,6 +362,7 @@ def judged(folder: Path, thresholds: tuple[str, ...] = (), *, window: str = "") 
         folder=_short(folder),
         truth=_truth(folder, run, measures, part.window),
         floor=_floor(folder),
+        by_hand=(*(f"--threshold {each!r}" for each in thresholds), *([f"--window {window}"] * bool(window))),
     )
 
 
@@ -404,7 +405,8 @@ def _planned_within(scenario: Scenario, window: tuple[float, float]) -> int | No
 
 
 def write_reports(folder: Path, report: RunReport) -> None:
-    """Write the forms of the report that people and machines open: HTML, Markdown, JUnit, JSON."""
+    """Write what people and machines open: the report as HTML, Markdown, JUnit, JSON; the scenario."""
+    runlog.write_bytes(folder / "scenario.yaml", scenario_yaml(report.run).encode())
     runlog.write_bytes(folder / "summary.json", machine.to_json(report))
     runlog.write_bytes(folder / "report.md", markdown(report).encode())
     runlog.write_bytes(folder / "junit.xml", junit(report).encode())

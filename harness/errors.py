@@ -11,6 +11,8 @@ tree either: it propagates as what it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class HarnessError(Exception):
     """Anything the harness raises on purpose."""
@@ -31,9 +33,18 @@ class ConfigError(HarnessError):
         self.key = key
         self.value = value
         self.remedy = remedy
+        self.others: tuple[ConfigError, ...] = ()
+        """Further mistakes that were found with it."""
         where = f"{source}: {key}" if key else source
         found = "" if value is None else f" is {value!r}"
         super().__init__(f"{where}{found}: {remedy}")
+
+
+def together(mistakes: Sequence[ConfigError]) -> ConfigError:
+    """The first of at least one mistake, which has the others with it."""
+    first, *rest = (each for found in mistakes for each in (found, *found.others))
+    first.others = tuple(rest)
+    return first
 
 
 class RunLogError(HarnessError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, together
 from harness.mock.latency import load_profile
 from harness.mock.script import load_script
 from harness.slo import objectives
@@ -12,24 +13,42 @@ from harness.workload.prompts import workload
 from harness.workload.scenario import Scenario
 
 
-def check(scenario: Scenario, source: str) -> None:
+def check(scenario: Scenario, source: str, given: Sequence[str] = ()) -> None:
     """Read the objectives, the traces, the data sets, and the bundled mock's files where it is the target.
 
     Args:
         scenario: as loaded: what lies between its own keys is not checked again.
         source: where it stands, for the error.
+        given: those of its objectives that came by `--threshold`.
 
     Raises:
-        ConfigError: one of them cannot be read, or an objective speaks of traffic that will not be sent.
+        ConfigError: one of them cannot be read, or an objective speaks of traffic that will not be sent;
+            all such mistakes together.
     """
+    checks: list[Callable[[], object]] = [
+        lambda: _check_objectives(scenario, source, given),
+        lambda: workload(scenario),
+    ]
+    if scenario.target == "mock":
+        checks.append(lambda: _check_mock(scenario, source))
+    mistakes = []
+    for each in checks:
+        try:
+            each()
+        except ConfigError as mistake:
+            mistakes.append(mistake)
+    if mistakes:
+        raise together(mistakes)
+
+
+def _check_objectives(scenario: Scenario, source: str, given: Sequence[str]) -> None:
     kinds = {entry.kind for entry in scenario.traffic}
-    for each in objectives.load(scenario.objectives, source=source, base=Path.cwd()):
+    for each in objectives.load(scenario.objectives, source=source, base=Path.cwd(), given=given):
         if each.kind is not None and each.kind not in kinds:
             remedy = f"no traffic of kind {each.kind} will be sent; add an entry, or leave the objective out"
-            raise ConfigError(source, "objectives", each.expression, remedy)
-    workload(scenario)
-    if scenario.target == "mock":
-        _check_mock(scenario, source)
+            by_flag = each.expression in map(str.strip, given)
+            place = ("--threshold", "") if by_flag else (source, "objectives")
+            raise ConfigError(*place, each.expression, remedy)
 
 
 def _check_mock(scenario: Scenario, source: str) -> None:

@@ -38,7 +38,7 @@ class Outcome(StrEnum):
     DROPPED = "dropped"
     """An arrival that was never started: no virtual user was idle within the scenario's patience."""
     CANCELLED = "cancelled"
-    """The scenario asked for the request to be given up."""
+    """We gave the request up: the run was ended before its answer was. No fault of the server's."""
 
 
 class Kind(StrEnum):

@@ -8,6 +8,7 @@
       ledger-<worker>.json     WorkerLedger, once the worker has drained
       requests.parquet         all records, merged; the table that everything else is computed from
       manifest.json            Manifest: the books, balanced or not
+      scenario.yaml            the whole scenario as it was run: `harness run` takes it; and the reports
 
 Whole files are written aside and renamed, so that a reader sees all of a file or none.
 """

@@ -53,6 +53,15 @@ def test_scenario_check_finds_the_mistake_in_what_the_scenario_names(
     assert answer.stdout == ""
 
 
+def test_all_mistakes_in_what_the_scenario_names_are_told_at_once(tmp_path: Path) -> None:
+    scenario = tmp_path / "load.yaml"
+    objectives = "objectives: ['errors: rate < 0', 'responze: p(99) < 1s']"
+    scenario.write_text(f"duration: 1s\n{objectives}\nmock: {{profile: quick}}\n")
+    said = CliRunner().invoke(main, ["scenario", "check", str(scenario)]).stderr.splitlines()
+    places = [line.removeprefix(f"harness: {scenario}: ").partition(" ")[0] for line in said]
+    assert places == ["objectives[0]", "objectives[1]", "mock.profile"]
+
+
 def test_a_real_target_needs_no_mock_files(tmp_path: Path) -> None:
     scenario = tmp_path / "load.yaml"
     scenario.write_text("{duration: 1s, target: 'http://127.0.0.1:1', mock: {profile: quick}}")

@@ -103,9 +103,9 @@ def curve(kind: str, values: Floats, *, points: int = 240) -> Curve:
 
 def timeline(measures: Measures, *, most: int = 120) -> list[Interval]:
     """The whole run, warm-up and drain included, in at most `most` intervals of a round length."""
-    end_s = _end_s(measures)
+    run_s = end_s(measures)
     # Whole seconds where the run is long enough for it: below, a chart of rates shows noise.
-    edges = _edges(end_s, max(end_s / most, min(1.0, end_s / 20)))
+    edges = _edges(run_s, max(run_s / most, min(1.0, run_s / 20)))
     if len(edges) < 2:
         return []
     width = np.diff(edges)
@@ -126,6 +126,12 @@ def timeline(measures: Measures, *, most: int = 120) -> list[Interval]:
         )
         for at in range(len(width))
     ]
+
+
+def end_s(measures: Measures) -> float:
+    """The last that is known of a run, in seconds from its start: of its drain, if it had one."""
+    stamps = np.concatenate([measures.arrival_s, measures.started_s, measures.ended_s])
+    return float(np.nanmax(stamps)) if not np.isnan(stamps).all() else 0.0
 
 
 def spreads(measures: Measures, name: str, *, per_interval: int = 200, most: int = 60) -> list[Spread]:
@@ -207,11 +213,6 @@ def _kinds(measures: Measures) -> list[str]:
 def _values(measures: Measures, name: str, chosen: Mask) -> Floats:
     values = measures.itl[chosen[measures.itl_owner]] if name == "itl" else measures.of(name)[chosen]
     return values[~np.isnan(values)]
-
-
-def _end_s(measures: Measures) -> float:
-    stamps = np.concatenate([measures.arrival_s, measures.started_s, measures.ended_s])
-    return float(np.nanmax(stamps)) if not np.isnan(stamps).all() else 0.0
 
 
 def _edges(end_s: float, at_least_s: float) -> Floats:

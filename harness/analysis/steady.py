@@ -68,7 +68,7 @@ def judged_part(
         return Part((start_s, end_s), rule)
     if cut:
         start_s = float(measures.arrival_s[in_order[cut]])
-    rule = f"MSER-5 cut {cut:,} of {n:,} requests after {begin}; to the end of the arrivals"
+    rule = f"from MSER-5's cut, {cut:,} of {n:,} requests after {begin}, to the end of the arrivals"
     return Part((start_s, end_s), rule)
 
 

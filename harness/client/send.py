@@ -134,7 +134,7 @@ def _send_once(  # noqa: PLR0917 - by keyword, so many arguments cost a call mor
         connection.exchange(exchange, call)
     except GreenletExit:
         connection.drop(exchange)
-        exchange.finish(now_ns(), Outcome.TIMEOUT, "cut off: the run ended first")
+        exchange.finish(now_ns(), Outcome.CANCELLED, "cut off: the run ended first")
         log(_record(connection.wire, call, number, exchange, stream, due_ns, origin_ns))
         raise
     except BaseException:  # a bug, or a timeout of the caller's: leave no half-read connection behind

@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from harness.errors import ConfigError
+from harness.workload.blame import meant_url
 
 _PORTS = {"http": 80, "https": 443}
 KEY_VARIABLES = ("HARNESS_API_KEY",)
@@ -77,7 +78,7 @@ def parse(url: str, *, key: str = "", source: str = "--target", name: str = "") 
     if parts.query or parts.fragment or "?" in url or "#" in url:
         raise refuse("leave the query and the fragment out", shown=None)
     if parts.scheme not in _PORTS:
-        raise refuse(_EXAMPLE)
+        raise refuse(meant_url(url) + _EXAMPLE)
     if port == 0:
         raise refuse("port 0 can't be loaded; give the server's port")
     base_path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")

@@ -13,7 +13,7 @@ from harness.mock.latency import built_in_profiles, load_profile
 from harness.mock.script import Script, load_script
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="Serve a mock LLM API that logs what it really sent.")
 @click.pass_context
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")

@@ -59,6 +59,9 @@ _STROKES = (
 _KINDS = ("completion", "stream", "batch")
 _WIDE = Stroke("var(--c0)", (1, 0), 4.5)
 
+_WIDEST = 7.2
+"""Pixels that a letter of an axis's label takes in the widest of common fonts, at 11 pixels."""
+
 _SECONDS = (
     "datum.value >= 1 ? format(datum.value, '~g') + ' s' : datum.value >= 0.001 ? "
     "format(datum.value * 1000, '~g') + ' ms' : format(datum.value * 1000000, '~g') + ' µs'"
@@ -118,14 +121,14 @@ def over_time(report: RunReport, measures: Measures) -> list[Chart]:
     if not intervals:
         return []
     clock = _clock(intervals[-1].end_s, report.summary.window_s)
-    made = [_rates(intervals, clock, report), _in_flight(intervals, clock, report)]
+    made = [_rates(intervals, clock, len(measures)), _in_flight(intervals, clock, len(measures))]
     for name, label in (("response", "response"), ("ttft", "TTFT")):
         spreads = series.spreads(measures, name)
         if spreads:
             made.append(_spread(label, spreads, clock, facts.thresholds(report.verdict, name)))
-    made.append(_tokens(intervals, clock, report))
+    made.append(_tokens(intervals, clock))
     if any(interval.errors for interval in intervals):
-        made.append(_errors(intervals, clock, report))
+        made.append(_errors(intervals, clock))
     return made
 
 
@@ -136,7 +139,7 @@ def instrument(report: RunReport, measures: Measures) -> list[Chart]:
     healths = series.health(report.samples)
     if not healths:
         return made
-    clock = _clock(max(each.t_s for each in healths))
+    clock = _clock(max(each.t_s for each in healths), report.summary.window_s)
     n = f"{numbers.count(len(report.samples))} samples; the worst of each interval"
     for title, axis, field, factor in (
         ("CPU", "share of a core (%)", "cpu", 100.0),
@@ -151,7 +154,7 @@ def instrument(report: RunReport, measures: Measures) -> list[Chart]:
     return made
 
 
-def _rates(intervals: Sequence[series.Interval], clock: _Clock, report: RunReport) -> Chart:
+def _rates(intervals: Sequence[series.Interval], clock: _Clock, n: int) -> Chart:
     strokes = {"started": Stroke("var(--c1)"), "ended": Stroke("var(--c2)", (6, 3))}
     if any(interval.due for interval in intervals):
         strokes = {"due": _WIDE, **strokes}
@@ -160,19 +163,19 @@ def _rates(intervals: Sequence[series.Interval], clock: _Clock, report: RunRepor
         for each in intervals
         for name in strokes
     ]
-    note = f"per {_length(intervals[0])}; {_requests(report)}"
+    note = f"per {_length(intervals[0])}; n {numbers.count(n)} requests"
     return _lines("Request rate", note, rows, clock, "requests per second", strokes=strokes)
 
 
-def _in_flight(intervals: Sequence[series.Interval], clock: _Clock, report: RunReport) -> Chart:
+def _in_flight(intervals: Sequence[series.Interval], clock: _Clock, n: int) -> Chart:
     rows = [{"t": _middle(each), "v": each.in_flight, "series": "mean in flight"} for each in intervals]
-    note = f"requests under way, mean of each {_length(intervals[0])}; {_requests(report)}"
+    note = f"requests under way, mean of each {_length(intervals[0])}; n {numbers.count(n)} requests"
     return _lines("In flight", note, rows, clock, "requests")
 
 
-def _tokens(intervals: Sequence[series.Interval], clock: _Clock, report: RunReport) -> Chart:
+def _tokens(intervals: Sequence[series.Interval], clock: _Clock) -> Chart:
     rows = [{"t": _middle(each), "v": each.tokens, "series": "completion tokens"} for each in intervals]
-    n = numbers.count(report.summary.total.completion_tokens)
+    n = numbers.count(_total(intervals, [each.tokens for each in intervals]))
     note = f"completion tokens as they came, per {_length(intervals[0])}; n {n} tokens"
     return _lines("Tokens", note, rows, clock, "tokens per second")
 
@@ -192,7 +195,7 @@ def _spread(label: str, spreads: Sequence[series.Spread], clock: _Clock, limits:
     return _lines(title, note, rows, clock, "time", limits=[limit[:2] for limit in limits], seconds=True)
 
 
-def _errors(intervals: Sequence[series.Interval], clock: _Clock, report: RunReport) -> Chart:
+def _errors(intervals: Sequence[series.Interval], clock: _Clock) -> Chart:
     rows: list[Row] = [
         {"t": _middle(each), "v": rate, "outcome": outcome}
         for each in intervals
@@ -207,15 +210,18 @@ def _errors(intervals: Sequence[series.Interval], clock: _Clock, report: RunRepo
         scale=alt.Scale(domainMin=0, range=[12, 180]),
         legend=alt.Legend(values=sorted({min(rates), max(rates)}), format=".3~g", symbolStrokeWidth=1),
     )
+    # Vega leaves as much room for the labels as they take in its own font: the page's may be wider.
+    room = alt.Axis(minExtent=_WIDEST * max(map(len, names)))
+    x, y = clock.x(), alt.Y("outcome:N", title=None, scale=alt.Scale(domain=names), axis=room)
     dots = (
         alt.Chart(_inline(clock.scaled(rows)))
         .mark_circle(color="var(--bad)", opacity=0.6)
-        .encode(x=clock.x(), y=alt.Y("outcome:N", title=None, scale=alt.Scale(domain=names)), size=size)
+        .encode(x=x, y=y, size=size)
     )
-    errors = sum(n for outcome, n in report.summary.total.outcomes.items() if outcome in names)
+    errors = _total(intervals, [sum(each.errors.values()) for each in intervals])
     note = f"by outcome, per {_length(intervals[0])}; n {numbers.count(errors)} errors"
     alternative = f"{numbers.count(errors)} errors over time: {', '.join(names)}"
-    return Chart("Errors over time", note, _svg([dots], alternative))
+    return Chart("Errors over time", note, _svg([*clock.shades(x), dots], alternative))
 
 
 # -- two ways of drawing ----------------------------------------------------------------------------------
@@ -283,7 +289,9 @@ def _lines(
             _log_ticks(values + [limit * factor for _, limit in limits for factor in (0.9, 1.2)])
         )
     else:
-        y = alt.Y("v:Q", title=axis, scale=alt.Scale(domainMin=0, nice=True), axis=alt.Axis(tickCount=5))
+        # Of nothing but zeros Vega would make an axis with its zero in the middle.
+        scale = alt.Scale(domainMin=0, nice=True) if any(values) else alt.Scale(domain=[0, 1])
+        y = alt.Y("v:Q", title=axis, scale=scale, axis=alt.Axis(tickCount=5))
     x = clock.x()
     layers = clock.shades(x)
     layers += [part for name, limit in limits for part in _limit(name, limit, y)]
@@ -353,7 +361,7 @@ class _Clock(msgspec.Struct, frozen=True):
     end_s: float
     unit: str
     unit_s: float
-    window_s: tuple[float, float] | None
+    window_s: tuple[float, float]
 
     def scaled(self, rows: Iterable[Row]) -> list[Row]:
         """The rows with their time in the axis's unit."""
@@ -369,18 +377,15 @@ class _Clock(msgspec.Struct, frozen=True):
         )
 
     def shades(self, x: alt.X) -> list[alt.Chart]:
-        """Grey over the warm-up and what came after the window; nothing where all of the run is judged."""
-        if self.window_s is None:
-            return []
-        low, high = self.window_s
-        parts = [part for part in ((0.0, low), (high, self.end_s)) if part[1] - part[0] > 0.005 * self.end_s]
+        """Grey over what is not judged; nothing where all of the run is."""
+        parts = facts.unjudged(self.window_s, self.end_s)
         if not parts:
             return []
         rows = [{"t": start / self.unit_s, "t2": end / self.unit_s} for start, end in parts]
         return [alt.Chart(_inline(rows)).mark_rect(color="var(--shade)").encode(x=x, x2="t2:Q")]
 
 
-def _clock(end_s: float, window_s: tuple[float, float] | None = None) -> _Clock:
+def _clock(end_s: float, window_s: tuple[float, float]) -> _Clock:
     unit, unit_s = ("s", 1.0) if end_s <= 600 else ("min", 60.0) if end_s <= 6 * 3600 else ("h", 3600.0)
     return _Clock(end_s, unit, unit_s, window_s)
 
@@ -417,8 +422,10 @@ def _length(interval: series.Interval | series.Spread) -> str:
     return f"{1000 * length:g} ms" if length < 1 else f"{length:g} s"
 
 
-def _requests(report: RunReport) -> str:
-    return f"n {numbers.count(report.summary.total.requests)} requests"
+def _total(intervals: Sequence[series.Interval], rates: Sequence[float]) -> int:
+    """How many there were of what is drawn as a rate."""
+    pairs = zip(intervals, rates, strict=True)
+    return round(sum((each.end_s - each.start_s) * rate for each, rate in pairs))
 
 
 def _capital(text: str) -> str:

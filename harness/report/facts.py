@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import msgspec
 import pyarrow as pa
+import yaml
 
 from harness.analysis.floor import FACTOR, Floor, floor_s, resolvable
 from harness.analysis.measures import MEASURES
@@ -34,6 +36,8 @@ class RunReport(msgspec.Struct, frozen=True):
     """What the bundled mock says it really did; None for any other target."""
     floor: Floor | None = None
     """The instrument's own error at this load on this machine; None if it was not calibrated."""
+    by_hand: tuple[str, ...] = ()
+    """The flags that had it judged otherwise than the run was planned: `--window 10s,40s`."""
 
 
 class ObjectiveRow(msgspec.Struct, frozen=True):
@@ -69,6 +73,12 @@ class LatencyRow(msgspec.Struct, frozen=True):
     maximum: str
 
 
+_VISIBLE = 0.005
+"""Share of a run below which a part of it is no more than a line in a chart."""
+_TOLD = 5
+"""Most error texts in a table."""
+_TOLD_IN_A_LINE = 2
+
 _LABELS = {"response": "response", "service": "service", "ttft": "TTFT", "itl": "ITL", "tpot": "TPOT"}
 """The measures that every report shows, in order, and what people call them."""
 
@@ -92,9 +102,64 @@ def headline(report: RunReport) -> str:
     """The verdict in one sentence; where the instrument failed, `remedies` says of what."""
     validity = report.verdict.validity
     if validity.valid:
-        return sentence(report.verdict.reason)
+        # It begins with the name of an objective, as written: `ttft` is no word at the start of a sentence.
+        named = report.verdict.reason.startswith(
+            tuple(each.objective.name for each in report.verdict.objectives)
+        )
+        return f"{report.verdict.reason}." if named else sentence(report.verdict.reason)
     failed = sum(not check.passed for check in validity.checks)
     return sentence(f"the instrument failed {failed} of its {len(validity.checks)} checks")
+
+
+def marks(report: RunReport) -> str:
+    """What stands beside the verdict, lest it be taken for one as planned; empty where it is."""
+    early = report.manifest.stop_reason in {"interrupted", "spend_cap"}
+    return ", ".join(["stopped early"] * early + ["by hand"] * bool(report.by_hand))
+
+
+def caveats(report: RunReport) -> list[str]:
+    """What must be known with the verdict: why it bears its marks, and that nothing succeeded at all."""
+    found = (_nothing_succeeded(report), _by_hand(report.by_hand), _stopped_early(report))
+    return [each for each in found if each]
+
+
+def _nothing_succeeded(report: RunReport) -> str:
+    """A wrong key or address looks like a server that fails: say what it said, and what finds it out."""
+    total = report.summary.total
+    # What found no idle user was not sent: that the others held the users for so long has their cause.
+    unsent = {each.error for each in report.summary.failed if each.outcome == "dropped"}
+    said = [text for text in total.errors if text not in unsent]
+    if not said or total.outcomes.get("ok"):
+        return ""
+    found = "; ".join(said[:_TOLD_IN_A_LINE])
+    doctor = f" Try `harness doctor --target {shlex.quote(report.run.target)}`."
+    return f"No request succeeded: {found}.{'' if report.run.mock else doctor}"
+
+
+def error_rows(group: Group) -> list[tuple[str, str]]:
+    """How many requests failed with which error, most frequent first; what is rare is summed up."""
+    told = [(numbers.count(n), text) for text, n in list(group.errors.items())[:_TOLD]]
+    rest = list(group.errors.values())[_TOLD:]
+    return [*told, (numbers.count(sum(rest)), f"{len(rest)} other errors: see report.html")] if rest else told
+
+
+def _by_hand(flags: tuple[str, ...]) -> str:
+    other = {"--threshold": "by other objectives", "--window": "in another window"}
+    ways = " and ".join(way for flag, way in other.items() if any(each.startswith(flag) for each in flags))
+    return f"Judged {ways} than planned, by hand: {'; '.join(flags)}." if flags else ""
+
+
+def _stopped_early(report: RunReport) -> str:
+    said = {
+        "interrupted": "The run was interrupted; this is what it had recorded until then. A run that is "
+        "stopped where its figures please errs more often than the 5 % allowed for.",
+        "spend_cap": "The run reached its spend cap; this is what it had recorded until then.",
+        "killed": "The run was killed; this is what reached the disk.",
+    }.get(report.manifest.stop_reason, "")
+    lost = report.summary.total.outcomes.get("cancelled", 0)
+    which = f"{numbers.count(lost)} request{'s' * (lost != 1)} under way"
+    cut = f"Cut off with it and not judged: {which}, likely the slowest."
+    return " ".join([said] * bool(said) + [cut] * bool(lost))
 
 
 # XML 1.0 cannot hold these, escaped or not; a terminal obeys some of them.
@@ -348,19 +413,52 @@ def window_line(summary: Summary) -> str:
     )
 
 
-def stopped_early(manifest: Manifest) -> str:
-    """Why the run ended before its time; empty if it did not."""
-    return {
-        "interrupted": "The run was interrupted; this is what it had recorded until then.",
-        "spend_cap": "The run reached its spend cap; this is what it had recorded until then.",
-        "killed": "The run was killed; this is what reached the disk.",
-    }.get(manifest.stop_reason, "")
+def unjudged(window_s: tuple[float, float], end_s: float) -> list[tuple[float, float]]:
+    """The parts of a run that are not judged, in seconds from its start, as far as a chart can show them."""
+    low, high = window_s
+    parts = ((0.0, min(low, end_s)), (min(high, end_s), end_s))
+    return [(start, end) for start, end in parts if end - start > _VISIBLE * end_s]
 
 
-def repeat_command(run: Run) -> str:
-    """The command that sends the same requests at the same times, given the scenario as a file."""
-    target = "mock" if run.mock else run.target
-    return f"harness run scenario.yaml --seed {run.seed} --workers {run.workers} --target {target}"
+def shaded_line(summary: Summary, end_s: float) -> str:
+    """What the charts over time are shaded for, in one or two sentences."""
+    low, high = summary.window_s
+    where = [
+        f"before {numbers.quantity(low, 's')}" if end <= low else f"from {numbers.quantity(high, 's')} on"
+        for _, end in unjudged(summary.window_s, end_s)
+    ]
+    if not where:
+        return "Nothing is shaded: all of it is judged."
+    rule = f" The window is {summary.window_rule}." if summary.window_rule else ""
+    return f"Shaded is what lies {' and '.join(where)}: requests due then are not judged.{rule}"
+
+
+def files_line(report: RunReport) -> str:
+    """Where the run's files lie, and what is in them."""
+    if report.by_hand:
+        return (
+            f"{report.folder}: left as they were, with the verdict as planned; --html > FILE keeps this one"
+        )
+    return f"{report.folder}/report.html, summary.json, junit.xml, requests.parquet"
+
+
+def repeat_command(report: RunReport) -> str:
+    """The command that sends the same requests at the same times, from the scenario in the run folder."""
+    run = report.run
+    target = "mock" if run.mock else shlex.quote(run.target)
+    file = shlex.quote(f"{report.folder}/scenario.yaml" if report.folder else "scenario.yaml")
+    return f"harness run {file} --seed {run.seed} --workers {run.workers} --target {target}"
+
+
+def scenario_yaml(run: Run) -> str:
+    """The whole scenario, as it was run, as the text of a scenario file."""
+    plain = msgspec.json.decode(msgspec.json.encode(run.scenario))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def commit_line(run: Run) -> str:
+    """Whose commit it is: not the harness's, which has a version, but that of the tests it is run from."""
+    return f"{run.git_commit or 'none'}, of the folder that the run was started in"
 
 
 def thresholds(verdict: Verdict, measure: str) -> list[tuple[str, float, float, str | None]]:

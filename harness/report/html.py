@@ -6,10 +6,9 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-import msgspec
-import yaml
 from markupsafe import Markup
 
+from harness.analysis import series
 from harness.analysis.measures import measure
 from harness.analysis.summary import Distribution, Figure
 from harness.report import charts, facts, numbers
@@ -40,6 +39,7 @@ def _template() -> jinja2.Template:
 
 def _context(report: RunReport) -> dict[str, Any]:
     measures = measure(report.records)
+    end_s = series.end_s(measures)
     return {
         "report": report,
         "run": report.run,
@@ -47,6 +47,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "verdict": report.verdict,
         "manifest": report.manifest,
         "facts": facts,
+        "marks": facts.marks(report),
         "groups": facts.groups(report.summary),
         "objectives": facts.objective_rows(report),
         "latency": facts.latency_rows(report),
@@ -59,8 +60,10 @@ def _context(report: RunReport) -> dict[str, Any]:
         "errors": report.summary.total.errors,
         "distributions": _embed(charts.distributions(report, measures)),
         "over_time": _embed(charts.over_time(report, measures)),
+        "unjudged": facts.unjudged(report.summary.window_s, end_s),
+        "shaded": facts.shaded_line(report.summary, end_s),
         "instrument": _embed(charts.instrument(report, measures)),
-        "scenario": _yaml(report.run.scenario),
+        "scenario": facts.scenario_yaml(report.run),
         "dash": numbers.NONE,
     }
 
@@ -68,11 +71,14 @@ def _context(report: RunReport) -> dict[str, Any]:
 def _key_facts(report: RunReport) -> list[tuple[str, str, str]]:
     """The handful of numbers that people look for first: what, how much, and how sure."""
     summary, total = report.summary, report.summary.total
-    figures = [(each.objective.expression, each.observed, "requests") for each in report.verdict.objectives]
+    figures = [
+        (each.objective.expression, each.observed, "requests", facts.unresolved(each, report.floor))
+        for each in report.verdict.objectives
+    ]
     figures += [
-        ("goodput", total.goodput, "requests"),
-        ("arrivals", summary.arrivals, "arrivals"),
-        ("completion tokens", total.tokens_per_s, "requests"),
+        ("goodput", total.goodput, "requests", ""),
+        ("arrivals", summary.arrivals, "arrivals", ""),
+        ("completion tokens", total.tokens_per_s, "requests", ""),
     ]
     low, high = summary.window_s
     judged = (
@@ -83,11 +89,11 @@ def _key_facts(report: RunReport) -> list[tuple[str, str, str]]:
     return [*(_key_fact(*each) for each in figures), judged]
 
 
-def _key_fact(name: str, figure: Figure, of: str) -> tuple[str, str, str]:
+def _key_fact(name: str, figure: Figure, of: str, mark: str) -> tuple[str, str, str]:
     bounds = numbers.interval(figure)
-    n = f"n {numbers.count(figure.n)} {of}"
+    n = f"n {numbers.count(figure.n)} {of}{mark}"
     if figure.value is None:
-        return name, numbers.NONE, figure.note or n
+        return name, numbers.NONE, f"{figure.note}{mark}" if figure.note else n
     return name, numbers.quantity(figure.value, figure.unit), f"95 % interval {bounds}, {n}" if bounds else n
 
 
@@ -102,7 +108,7 @@ def _tally(report: RunReport, field: str) -> dict[str, list[int]]:
 def _batch(report: RunReport) -> dict[str, list[str]] | None:
     """What is said of whole batches: by row, the quantiles, the maximum and n."""
     batch = report.summary.batch
-    if batch is None:
+    if batch is None or not batch.all_done.n:
         return None
     return {
         "time to all done": _row(batch.all_done, ratio=False),
@@ -125,8 +131,3 @@ def _embed(drawn: list[Chart]) -> list[dict[str, Any]]:
         {"title": chart.title, "subtitle": chart.subtitle, "svg": Markup(chart.svg)}  # noqa: S704 - see above
         for chart in drawn
     ]
-
-
-def _yaml(scenario: dict[str, Any]) -> str:
-    plain = msgspec.json.decode(msgspec.json.encode(scenario))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

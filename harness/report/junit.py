@@ -14,6 +14,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 from harness.analysis.stats import allowed_share
+from harness.analysis.summary import Group
 from harness.analysis.validity import Check
 from harness.report import facts, numbers
 from harness.report.facts import RunReport, printable
@@ -35,6 +36,8 @@ def junit(report: RunReport) -> str:
     suite = ET.SubElement(root, "testsuite", {"name": printable(report.run.name), **counts, **timestamp})
     suite.append(_properties(report))
     suite.extend(cases)
+    if caveats := facts.caveats(report):
+        ET.SubElement(suite, "system-out").text = printable("\n".join(caveats))
     ET.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
@@ -45,6 +48,7 @@ def _properties(report: RunReport) -> ET.Element:
     for name, value in (
         ("verdict", report.verdict.state.value),
         ("exit_code", str(report.verdict.exit_code)),
+        ("verdict_marks", facts.marks(report)),
         ("reason", report.verdict.reason),
         ("run_id", run.run_id),
         ("target", run.target),
@@ -76,6 +80,7 @@ def _check(check: Check) -> str:
 def _objective(report: RunReport, judged: Judged) -> ET.Element:
     case = _case(report, judged.objective.name, 0.0)
     mark = facts.unresolved(judged, report.floor)
+    mark += "".join(f", {each}" for each in [facts.marks(report)] if each)
     text = f"{judged.objective.expression}: {judged.reason}{mark}"
     if not report.verdict.validity.valid:
         message = printable(f"not judged, for the instrument failed; otherwise {judged.state}: {text}")
@@ -85,13 +90,24 @@ def _objective(report: RunReport, judged: Judged) -> ET.Element:
         observed, bad = numbers.figure_text(judged.observed), numbers.figure_text(judged.bad_share)
         allowed = numbers.target_share(allowed_share(judged.objective.target))
         failure.text = printable(
-            f"observed {observed}{mark}, bad {bad}, allowed {allowed}, n {numbers.count(judged.n)}"
+            "\n".join(
+                [
+                    f"observed {observed}{mark}, bad {bad}, allowed {allowed}, n {numbers.count(judged.n)}",
+                    *(f"{n} {text}" for n, text in facts.error_rows(_group_of(report, judged))),
+                ]
+            )
         )
     elif judged.state is State.INCONCLUSIVE:
         ET.SubElement(case, "skipped", {"message": printable(f"INCONCLUSIVE: {text}")})
     elif mark:
         ET.SubElement(case, "system-out").text = printable(text)
     return case
+
+
+def _group_of(report: RunReport, judged: Judged) -> Group:
+    """The traffic that the objective speaks of."""
+    kinds = {group.kind: group for group in report.summary.kinds}
+    return kinds.get(judged.objective.kind or "", report.summary.total)
 
 
 def _case(report: RunReport, name: str, time_s: float) -> ET.Element:

@@ -2,7 +2,8 @@
 
     schema      1; raised when a key changes its meaning or goes
     verdict     state, exit_code, reason, objectives (slo.verdict.Judged each, with `resolvable`:
-                whether the instrument is fine enough for it; null if that is not known, or it is no time)
+                whether the instrument is fine enough for it; null if that is not known, or it is no time),
+                by_hand (the flags that had it judged otherwise than planned), caveats (sentences)
     validity    valid, checks (analysis.validity.Check each)
     summary     analysis.summary.Summary: window_s, arrivals, total, kinds, batch, slowest, failed
     manifest    record.Manifest: the books
@@ -38,6 +39,8 @@ def to_json(report: RunReport) -> bytes:
                 {**msgspec.structs.asdict(each), "resolvable": facts.resolved(each, report.floor)}
                 for each in verdict.objectives
             ],
+            "by_hand": report.by_hand,
+            "caveats": facts.caveats(report),
         },
         "validity": {
             "valid": verdict.validity.valid,

@@ -15,15 +15,18 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&@!])")
 
 def markdown(report: RunReport) -> str:
     """Lay the report out; texts from the run are escaped."""
+    marks = facts.marks(report)
     parts = [
-        f"## {report.verdict.state}: {_plain(report.run.name)}",
+        f"## {report.verdict.state}{f' ({marks})' if marks else ''}: {_plain(report.run.name)}",
         _plain(facts.headline(report)),
         "\n".join(f"- {_plain(facts.remedy_line(each))}" for each in facts.remedies(report.verdict)),
-        _plain(facts.stopped_early(report.manifest)),
+        *(f"**{_plain(each)}**" for each in facts.caveats(report)),
         "### Objectives",
         _objectives(report),
-        "### Latency",
-        _latency(report),
+        "### Errors" if report.summary.total.errors else "",
+        _errors(report) if report.summary.total.errors else "",
+        "### Latency" if facts.latency_rows(report) else "",
+        _latency(report) if facts.latency_rows(report) else "",
         "### Beside the mock's truth log" if report.truth else "",
         _truth(report) if report.truth else "",
         "<details><summary>Traffic, instrument and how to repeat it</summary>",
@@ -36,14 +39,14 @@ def markdown(report: RunReport) -> str:
 
 def _list(report: RunReport) -> str:
     run = report.run
-    commit = run.git_commit or "unknown"
     lines = {
         "Judged": facts.window_line(report.summary),
         "Instrument": facts.instrument_line(report.verdict),
         "Ledger": facts.ledger_line(report.manifest),
         "Telemetry": facts.telemetry_line(report.telemetry),
-        "Run": f"{run.run_id}, target {run.target}, commit {commit}",
-        "To repeat it": facts.repeat_command(run),
+        "Run": f"{run.run_id}, target {run.target}",
+        "Commit": facts.commit_line(run),
+        "To repeat it": facts.repeat_command(report),
     }
     if report.floor is not None:
         lines["Noise floor"] = facts.floor_line(report.floor)
@@ -59,6 +62,10 @@ def _objectives(report: RunReport) -> str:
     )
     header = ("objective", "verdict", "observed [95 %]", "bad / n", "shown", "allowed", "still needed")
     return _table(header, "ll rrrr r", rows, plain={1})
+
+
+def _errors(report: RunReport) -> str:
+    return _table(("n", "error"), "rl", facts.error_rows(report.summary.total))
 
 
 def _latency(report: RunReport) -> str:

@@ -8,29 +8,39 @@ from pathlib import Path
 
 import msgspec
 
+from harness.errors import ConfigError, together
 from harness.slo.openslo import read_openslo
 from harness.slo.thresholds import Objective, parse
 
 __all__ = ["Objective", "load", "parse", "read_openslo"]
 
 
-def load(items: Sequence[str], *, source: str, base: Path) -> list[Objective]:
+def load(items: Sequence[str], *, source: str, base: Path, given: Sequence[str] = ()) -> list[Objective]:
     """Read the objectives of a scenario or a command line.
 
     Args:
         items: threshold strings; what ends in .yaml or .yml is the path of an OpenSLO file.
         source: where the items stand, for messages.
         base: the folder that relative paths start from.
+        given: those of the items that came by `--threshold`, which then is to blame.
 
     Raises:
-        ConfigError: with source, key, value and remedy.
+        ConfigError: with source, key, value and remedy; all mistakes together.
     """
     objectives: list[Objective] = []
+    mistakes: list[ConfigError] = []
     for position, item in enumerate(items):
-        if item.strip().endswith((".yaml", ".yml")):
-            objectives.extend(read_openslo(base / item.strip()))
-        else:
-            objectives.append(parse(item, source=source, key=f"objectives[{position}]"))
+        try:
+            if item.strip().endswith((".yaml", ".yml")):
+                objectives.extend(read_openslo(base / item.strip()))
+            elif item in given:
+                objectives.append(parse(item))
+            else:
+                objectives.append(parse(item, source=source, key=f"objectives[{position}]"))
+        except ConfigError as mistake:
+            mistakes.append(mistake)
+    if mistakes:
+        raise together(mistakes)
     return _named_apart(objectives)
 
 

@@ -124,14 +124,16 @@ def _state(bad_share: Figure, allowed: float) -> State:
 def _reason(objective: Objective, state: State, bad: int, bad_share: Figure, more: int | None) -> str:
     n, low, high = bad_share.n, bad_share.low or 0.0, bad_share.high or 0.0
     if not n:
-        kind = f" of kind {objective.kind}" if objective.kind else ""
-        return f"no judged request{kind} has {objective.measure}; {more:,} good ones would prove it"
+        which = f"no request{f' of kind {objective.kind}' if objective.kind else ''} was judged"
+        told = which if objective.measure == ERRORS else f"{which} that has a value of {objective.measure}"
+        return f"{told}; {more:,} good ones would prove it"
     allowed = f"{_share(allowed_share(objective.target))} are allowed"
+    sure = f"at {100 * objective.confidence:g} % confidence"
     seen = f"{bad:,} of {n:,} requests are bad"
     if state is State.PASS:
-        return f"{seen}: at most {_share(high)} at {objective.confidence:.0%} confidence, {allowed}"
+        return f"{seen}: at most {_share(high)} {sure}, {allowed}"
     if state is State.FAIL:
-        return f"{seen}: at least {_share(low)} at {objective.confidence:.0%} confidence, {allowed}"
+        return f"{seen}: at least {_share(low)} {sure}, {allowed}"
     return (
         f"{seen}: between {_share(low)} and {_share(high)}, {allowed}; {more:,} more good ones would prove it"
     )

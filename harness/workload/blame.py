@@ -14,7 +14,7 @@ import msgspec
 import yaml
 from msgspec import inspect
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, together
 
 T = TypeVar("T")
 
@@ -24,7 +24,8 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _COMPLAINT = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?", re.DOTALL)
-_FIELD = re.compile(r"Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`")
+_MISSING = "missing required"
+_FIELD = re.compile(rf"Object (?P<fault>contains unknown|{_MISSING}) field `(?P<name>.*)`")
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _PLAIN = {
     "object": "a mapping",
@@ -36,6 +37,10 @@ _PLAIN = {
     "null": "nothing",
 }
 _TYPES = re.compile(rf"`((?:{'|'.join(_PLAIN)})(?: \| (?:{'|'.join(_PLAIN)}))*)`")
+
+_HOST = re.compile(
+    r"(?P<name>localhost|[\w-]+(?:\.[\w-]+)+|[\w-]+(?=:))(?P<port>:\d+)?(?:/[^@?#\s]*)?", re.ASCII
+)
 
 Step = str | int
 
@@ -117,20 +122,37 @@ def convert(
     """Give plain values the struct's form, as `msgspec.convert` does.
 
     Raises:
-        ConfigError: with the dotted key at fault, its value, and the names or values allowed there.
+        ConfigError: with the dotted key at fault, its value, and the names or values allowed there. msgspec
+            tells one mistake at a time: each is taken out for the next one to show, where it can be.
     """
-    try:
-        return msgspec.convert(raw, type_, dec_hook=dec_hook)
-    except msgspec.ValidationError as error:
 
-        def complaint(changed: Mapping[str, Any]) -> str:
-            try:
-                msgspec.convert(changed, type_, dec_hook=dec_hook)
-            except msgspec.ValidationError as again:
-                return str(again)
-            return ""
+    def complaint(changed: Any) -> str:
+        try:
+            msgspec.convert(changed, type_, dec_hook=dec_hook)
+        except msgspec.ValidationError as error:
+            return str(error)
+        return ""
 
-        raise _blame(str(error), raw, inspect.type_info(type_), source, complaint) from error
+    found: list[ConfigError] = []
+    gone: set[tuple[Step, ...]] = set()
+    left: Any = raw
+    while message := complaint(left):
+        what, path = _located(message, left, complaint)
+        field = _FIELD.fullmatch(what)
+        missing = field is not None and field["fault"] == _MISSING
+        if not (missing and any(path == each[:-1] for each in gone)):  # else it is what we took out
+            found.append(_blame(what, path, left, inspect.type_info(type_), source))
+        out = (*path, field["name"]) if field and not missing else path
+        while out and isinstance(out[-1], int):  # without one of its entries, a list's others change places
+            out = out[:-1]
+        if not out:
+            break
+        gone.add(out)
+        left = copy.deepcopy(left)
+        del _walk(left, out[:-1])[out[-1]]
+    if found:
+        raise together(found)
+    return msgspec.convert(raw, type_, dec_hook=dec_hook)
 
 
 def dotted(path: Sequence[Step]) -> str:
@@ -139,16 +161,23 @@ def dotted(path: Sequence[Step]) -> str:
     return text.removeprefix(".")
 
 
+def meant_url(text: str) -> str:
+    """A question that names the URL that was meant, where a host was given; empty if none was."""
+    host = _HOST.fullmatch(text)
+    if host is None:
+        return ""
+    near = host["port"] or host["name"] == "localhost" or host["name"].replace(".", "").isdigit()
+    return f"did you mean `{'http' if near else 'https'}://{text}`? "
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A question that names the nearest known word; empty if none is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean `{close[0]}`? " if close else ""
 
 
-def _blame(
-    message: str, raw: Any, root: inspect.Type, source: str, complaint_of: Callable[[Any], str]
-) -> ConfigError:
-    """The ConfigError for one msgspec complaint: `Expected ... - at `$.traffic[0].weight``."""
+def _located(message: str, raw: Any, complaint_of: Callable[[Any], str]) -> tuple[str, tuple[Step, ...]]:
+    """What msgspec complains of, and where: `Expected ... - at `$.traffic[0].weight``."""
     complaint = _COMPLAINT.fullmatch(message)
     assert complaint is not None
     path: list[Step] = []
@@ -157,10 +186,15 @@ def _blame(
             path.append(_culprit(raw, path, lambda changed: complaint_of(changed) == message))
         else:
             path.append(name or int(position))
-    what, value = complaint["what"], _walk(raw, path)
+    return complaint["what"], tuple(path)
+
+
+def _blame(what: str, path: Sequence[Step], raw: Any, root: inspect.Type, source: str) -> ConfigError:
+    """The ConfigError for one complaint."""
+    value = _walk(raw, path)
     if field := _FIELD.fullmatch(what):
         key = dotted([*path, field["name"]])
-        if field["fault"] == "missing required":
+        if field["fault"] == _MISSING:
             options = _tags(root, raw, path, field["name"]) or _options_of(root, raw, path, field["name"])
             remedy = f"is missing; it is one of {_listed(options)}" if options else "is missing"
             return ConfigError(source, key, None, remedy)

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, together
 from harness.workload import blame
 
 _NAME = "write letters, digits, `.`, `_` and `-`, beginning with a letter or a digit: `chat-load`"
@@ -418,8 +418,13 @@ class Scenario(_Section, frozen=True):
 # -- from files, and back -------------------------------------------------------------------------------
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|m|h)", re.ASCII)
+_LOOSE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)\.?", re.ASCII)
+_SPELLED = dict.fromkeys(("", "sec", "second"), "s") | dict.fromkeys(("min", "minute"), "m")
+_SPELLED |= dict.fromkeys(("hr", "hour"), "h") | dict.fromkeys(("msec", "millisecond"), "ms")
+"""Units as people write them, without a plural's s."""
 _PER_UNIT = {"s": 1, "m": 60, "h": 3600}
 _DURATION_REMEDY = "a duration is text with its unit: `250ms`, `30s`, `2m` or `1h`"
+_OWN_FILE = "to change it, make a file of your own by `harness scenario check SCENARIO > mine.yaml`"
 _OWN_KEYS = frozenset({"model", "messages", "prompt", "max_tokens", "stream", "stream_options"})
 
 
@@ -429,14 +434,16 @@ def load(path: Path | None = None) -> Scenario:
     Paths inside the file are resolved against its folder.
 
     Raises:
-        ConfigError: with file, key, value and remedy, for the first mistake found.
+        ConfigError: with file, key, value and remedy; all mistakes that can be told at once together.
     """
     file = shipped("default") if path is None else path
     if not file.exists() and not file.suffix and file.name == str(file):
         file = shipped(file.name)
     scenario = blame.convert(blame.read_yaml(file), Scenario, str(file), _from_text)
-    check(scenario, str(file))
-    return _resolve(scenario, file)
+    resolved, missing = _resolve(scenario, file)
+    if found := [*_found(scenario, str(file)), *missing]:
+        raise together(found)
+    return resolved
 
 
 def shipped(name: str) -> Path:
@@ -497,7 +504,10 @@ def seconds(text: str) -> Seconds:
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(_DURATION_REMEDY)
+        meant = _LOOSE.fullmatch(text.strip().lower())
+        unit = _SPELLED.get(meant[2].removesuffix("s")) if meant else None
+        question = f"did you mean `{meant[1]}{unit}`? " if meant and unit else ""
+        raise ValueError(question + _DURATION_REMEDY)
     number, unit = float(match[1]), match[2]
     return Seconds(number / 1000 if unit == "ms" else number * _PER_UNIT[unit])
 
@@ -548,8 +558,12 @@ def override(
         given["objectives"] = _with_thresholds(scenario.objectives, thresholds)
     changed = replace(scenario, **given)
     flags = {"target": target, "rate": rate, "users": users, "duration": duration, "count": count}
-    source = " ".join(f"--{name}" for name, value in flags.items() if value is not None)
-    check(changed, source or "scenario")
+    source = " ".join(f"--{name}" for name, value in flags.items() if value is not None) or "scenario"
+    if found := [
+        ConfigError(source, key, value, remedy if key in flags else f"{remedy}; {_OWN_FILE}")
+        for key, value, remedy in _mistakes(changed)
+    ]:
+        raise together(found)
     return changed
 
 
@@ -589,14 +603,10 @@ def _left_side(objective: str) -> str:
 
 def _from_text(type_: type, value: Any) -> Seconds:
     assert type_ is Seconds
-    if isinstance(value, str):
-        return seconds(value)
-    remedy = (
-        f"{_DURATION_REMEDY}; did you mean `{value}s`?"
-        if isinstance(value, int | float)
-        else _DURATION_REMEDY
-    )
-    raise ValueError(remedy)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str) or number:
+        return seconds(str(value))
+    raise ValueError(_DURATION_REMEDY)
 
 
 def _to_text(value: Any) -> str:
@@ -612,10 +622,14 @@ def check(scenario: Scenario, source: str) -> None:
     """Find the mistakes that lie between keys.
 
     Raises:
-        ConfigError: with `source` and the first such mistake.
+        ConfigError: with `source`; all such mistakes together.
     """
-    for key, value, remedy in _mistakes(scenario):
-        raise ConfigError(source, key, value, remedy)
+    if found := _found(scenario, source):
+        raise together(found)
+
+
+def _found(scenario: Scenario, source: str) -> list[ConfigError]:
+    return [ConfigError(source, *mistake) for mistake in _mistakes(scenario)]
 
 
 Mistake = tuple[str, object, str]
@@ -659,7 +673,12 @@ def _target_mistakes(target: str) -> Iterator[Mistake]:
     except ValueError:
         valid = False
     if not valid:
-        yield "target", None if "@" in target else target, remedy  # what is before an @ may be a password
+        # What is before an @ may be a password.
+        yield (
+            "target",
+            None if "@" in target else target,
+            (blame.meant_url(target) or blame.nearest(target, ["mock"])) + remedy,
+        )
         return
     secret = any(blame.is_secret(name) for name, _ in parse_qsl(url.query))
     if url.username is not None or secret:  # the value is kept out of the message
@@ -780,13 +799,14 @@ def _user_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         yield key, most, f"the traffic entries ask for {wanted} users: raise it, or lower their `users`"
 
 
-def _resolve(scenario: Scenario, file: Path) -> Scenario:
-    """Make the paths inside the scenario absolute, and see that the files exist."""
+def _resolve(scenario: Scenario, file: Path) -> tuple[Scenario, list[ConfigError]]:
+    """Make the paths inside the scenario absolute, and tell which of the files do not exist."""
+    missing: list[ConfigError] = []
 
     def existing(key: str, path: str) -> str:
         found = (file.parent / Path(path).expanduser()).resolve()
         if not found.is_file():
-            raise ConfigError(str(file), key, path, f"there is no file {found}")
+            missing.append(ConfigError(str(file), key, path, f"there is no file {found}"))
         return str(found)
 
     def entries() -> Iterable[Traffic]:
@@ -808,7 +828,9 @@ def _resolve(scenario: Scenario, file: Path) -> Scenario:
         existing(f"objectives[{position}]", each) if _is_path(each) else each
         for position, each in enumerate(scenario.objectives)
     )
-    return replace(scenario, traffic=tuple(entries()), arrivals=arrivals, mock=mock, objectives=objectives)
+    traffic = tuple(entries())
+    resolved = replace(scenario, traffic=traffic, arrivals=arrivals, mock=mock, objectives=objectives)
+    return resolved, missing
 
 
 def _is_path(text: str) -> bool:

@@ -96,7 +96,10 @@ def test_mser_moves_the_start_to_the_first_request_that_it_keeps():
     found = part(answers(settling()), mser5=True)
     cut = truncation(settling())
     assert found.window == pytest.approx((cut / 100, 10.0))
-    assert found.rule == f"MSER-5 cut {cut} of 1,000 requests after the start; to the end of the arrivals"
+    assert (
+        found.rule
+        == f"from MSER-5's cut, {cut} of 1,000 requests after the start, to the end of the arrivals"
+    )
 
 
 def test_mser_looks_at_answers_after_the_warm_up_alone():

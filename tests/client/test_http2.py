@@ -309,7 +309,7 @@ def test_a_kill_logs_every_request_and_cancels_its_stream():
             gevent.sleep(0)
         mux.close()
     assert isinstance(user.value, gevent.GreenletExit)
-    assert {(r.outcome, r.error) for r in logged} == {(Outcome.TIMEOUT, "cut off: the run ended first")}
+    assert {(r.outcome, r.error) for r in logged} == {(Outcome.CANCELLED, "cut off: the run ended first")}
     assert sorted(r.index for r in logged) == [0, 1, 2]
 
 

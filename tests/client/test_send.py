@@ -404,7 +404,7 @@ def test_a_kill_leaves_a_record_and_goes_on():
         user.kill()
     assert isinstance(user.value, gevent.GreenletExit)
     assert [(r.outcome, r.error, r.final) for r in logged] == [
-        (Outcome.TIMEOUT, "cut off: the run ended first", True)
+        (Outcome.CANCELLED, "cut off: the run ended first", True)
     ]
     assert logged[0].ended_ns > logged[0].sent_ns
 

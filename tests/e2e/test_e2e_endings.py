@@ -75,8 +75,11 @@ def test_a_second_ctrl_c_cuts_off_what_is_still_under_way_and_records_it_so(tmp_
     books = assert_books_balance(folder)
     assert (books.stop_reason, books.cut_off) == ("interrupted", 1)
     (lost,) = (row for row in rows(folder) if row["outcome"] != "ok")
-    assert (lost["outcome"], lost["error"]) == ("timeout", "cut off: the run ended first")
+    assert (lost["outcome"], lost["error"]) == ("cancelled", "cut off: the run ended first")
     assert lost["final"]
+    total = summary(folder)["summary"]["total"]
+    assert total["outcomes"].keys() == {"ok", "cancelled"}  # our own stop is no error of the server's
+    assert (total["error_rate"]["value"], total["errors"]) == (0, {})
 
 
 def test_a_run_killed_with_sigkill_is_reported_from_what_was_recorded(tmp_path: Path) -> None:

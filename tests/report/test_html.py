@@ -5,11 +5,53 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import msgspec
 import pytest
 from report import fake_run
+from report.test_facts_floor import floor
 
+from harness.report.facts import RunReport
 from harness.report.html import html
 from harness.slo.verdict import State
+
+
+def in_window(low: float, high: float, rule: str) -> RunReport:
+    report = fake_run.report(State.FAIL)
+    window = {"window_s": (low, high), "window_rule": rule}
+    return msgspec.structs.replace(report, summary=msgspec.structs.replace(report.summary, **window))
+
+
+FROM_MSER5 = "from MSER-5's cut, 95 of 300 requests after the start, to the end of the arrivals"
+
+
+@pytest.mark.parametrize(
+    ("window", "rule", "where"),
+    [
+        ((6.0, 24.0), "fixed by hand: 6 s to 24 s", "before 6.00 s and from 24.0 s on"),
+        ((9.5, 99.0), FROM_MSER5, "before 9.50 s"),
+        ((0.0, 15.0), "from the start to the end of the arrivals", "from 15.0 s on"),
+        ((0.0, 0.0), "from the warm-up of 9 s to the end of the arrivals", "from 0 s on"),
+    ],
+)
+def test_the_page_says_what_is_shaded_and_why(window, rule, where):
+    content = html(in_window(*window, rule)).replace("&#39;", "'")
+    said = f"Shaded is what lies {where}: requests due then are not judged. The window is {rule}. "
+    assert f"The whole run by the clock. {said}" in content
+    assert "What is shaded above is shaded here." in content
+
+
+def test_where_all_is_judged_the_page_says_that_nothing_is_shaded():
+    content = html(in_window(0.0, 99.0, "from the start to the end of the arrivals"))
+    assert "The whole run by the clock. Nothing is shaded: all of it is judged. " in content
+    assert "shaded here" not in content
+
+
+def test_the_figures_at_the_top_bear_the_mark_too():
+    marked = html(msgspec.structs.replace(fake_run.report(State.PASS), floor=floor(10.0)))
+    top = marked[: marked.index('id="objectives"')]
+    assert "requests, not resolvable</small>" in top
+    assert "not resolvable" not in html(fake_run.report(State.PASS))
+
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

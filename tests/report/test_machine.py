@@ -35,4 +35,4 @@ def test_the_keys_stay():
     measured = ["verdict", "validity", "summary", "manifest", "telemetry", "truth", "floor"]
     assert list(document) == ["schema", *measured, "run"]
     assert document["schema"] == 1
-    assert list(document["verdict"]) == ["state", "exit_code", "reason", "objectives"]
+    assert list(document["verdict"]) == ["state", "exit_code", "reason", "objectives", "by_hand", "caveats"]

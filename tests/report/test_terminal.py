@@ -87,9 +87,3 @@ def test_texts_of_the_run_are_not_taken_for_markup():
 
 def test_a_run_without_records_still_has_a_report():
     assert " INVALID " in terminal(fake_run.assemble([]))
-
-
-def test_an_interrupted_run_says_so():
-    report = fake_run.report(State.PASS)
-    manifest = msgspec.structs.replace(report.manifest, stop_reason="interrupted")
-    assert "was interrupted" in terminal(msgspec.structs.replace(report, manifest=manifest), 200)

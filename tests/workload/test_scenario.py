@@ -293,6 +293,48 @@ def test_a_file_that_is_not_utf8_or_not_there_is_refused(tmp_path):
         load(path)
 
 
+def told(tmp_path, text):
+    error = blame(tmp_path, text)
+    return {each.key: each.remedy for each in (error, *error.others)}
+
+
+def test_all_mistakes_of_form_are_told_at_once(tmp_path):
+    found = told(
+        tmp_path,
+        """
+        durations: 5s
+        duration: 5 sec
+        traffic:
+          - {kind: stream, wait: 1, output: {distribution: uniform, low: 1, hgh: 3}}
+          - {kind: strem, weight: heavy}
+        arrivals: {process: poisson, rate: -5}
+        mock: {profle: fast}
+        """,
+    )
+    assert list(found) == [
+        *("durations", "duration", "traffic[0].wait", "traffic[0].output.hgh", "traffic[1].kind"),
+        *("traffic[1].weight", "arrivals.rate", "mock.profle"),
+    ]
+
+
+def test_a_misspelt_key_is_not_told_to_be_missing_as_well(tmp_path):
+    assert list(told(tmp_path, "duration: 5s\narrivals: {process: poisson, rte: 3}")) == ["arrivals.rte"]
+
+
+def test_all_mistakes_between_keys_and_all_missing_files_are_told_at_once(tmp_path):
+    found = told(
+        tmp_path,
+        """
+        duration: 5s
+        warm_up: 9s
+        target: nowhere
+        traffic: [{kind: stream, users: 200, prompt: {source: jsonl, path: gone.jsonl}}]
+        objectives: [gone.yaml]
+        """,
+    )
+    assert list(found) == [*("target", "warm_up", "max_in_flight", "objectives[0]", "traffic[0].prompt.path")]
+
+
 # -- mistakes between keys ------------------------------------------------------------------------------
 
 UNIFORM = "{distribution: uniform, low: 9, high: 3}"
@@ -440,6 +482,40 @@ def test_a_scenario_from_another_machine_is_read_though_its_files_are_not_here()
     assert from_builtins(plain).arrivals == Replay(path="/nowhere/trace.csv")
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        *(("5", "5s"), ("5 sec", "5s"), ("5secs", "5s"), ("1.5 seconds", "1.5s"), ("5 S", "5s")),
+        *(("5min", "5m"), ("2 Minutes", "2m"), ("1hr", "1h"), ("3 hours", "3h"), ("250 msec", "250ms")),
+    ],
+)
+def test_a_duration_in_other_words_is_told_in_ours(text, meant):
+    with pytest.raises(ValueError, match=f"did you mean `{re.escape(meant)}`"):
+        seconds(text)
+    assert seconds(meant) > 0
+
+
+@pytest.mark.parametrize(
+    ("target", "meant"),
+    [
+        ("localhost:8000", "http://localhost:8000"),
+        ("localhost", "http://localhost"),
+        ("127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1"),
+        ("box:8000", "http://box:8000"),
+        ("api.openai.com", "https://api.openai.com"),
+        ("api.openai.com/v1", "https://api.openai.com/v1"),
+        ("mok", "mock"),
+    ],
+)
+def test_a_target_without_a_scheme_is_told_with_it(tmp_path, target, meant):
+    assert f"did you mean `{meant}`?" in blame(tmp_path, f"target: '{target}'\nduration: 1s").remedy
+
+
+@pytest.mark.parametrize("target", ["host:8000@x", "ftp://x", "two words", "?", "x:y", "a.b?key=sk-123"])
+def test_what_is_no_host_is_taken_for_none(tmp_path, target):
+    assert "did you mean" not in blame(tmp_path, f"target: '{target}'\nduration: 1s").remedy
+
+
 # -- the command line -----------------------------------------------------------------------------------
 
 
@@ -511,6 +587,14 @@ def test_a_flag_s_mistake_names_the_flag(name, flags, source):
     with pytest.raises(ConfigError) as caught:
         override(load(shipped(name)), **flags)
     assert caught.value.source == source
+
+
+@pytest.mark.parametrize(("name", "key"), [("stream-heavy", "warm_up"), ("bursts", "bursts[0].at")])
+def test_a_duration_too_short_for_the_scenario_says_where_that_can_be_changed(name, key):
+    with pytest.raises(ConfigError) as caught:
+        override(load(shipped(name)), duration="5s")
+    assert caught.value.key == key
+    assert "harness scenario check SCENARIO > mine.yaml" in caught.value.remedy
 
 
 # -- the schema -----------------------------------------------------------------------------------------
