@@ -467,7 +467,8 @@ def install(name: str, package: str, cache: Path, python: str) -> str:
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, check=False)
         if done.returncode:
-            return f"failed: {last_line(done.stderr)}"
+            remedy = f"; no Python {python} here? give its path by --python" if "venv" in step else ""
+            return f"failed: {last_line(done.stderr)}{remedy}"
     return f"installed {package}"
 
 
