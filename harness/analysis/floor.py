@@ -2,7 +2,10 @@
 
     added TTFT       (first token at client - due) - (first token at server - request's arrival there)
     added response   the same to the end of the answer
+    ... from start   both again, from when the client started: without its lateness
     error of ITL     | gap at client - gap at server |, gap by gap
+    longest gap      | longest gap at client - longest gap at server |, stream by stream
+    error of TPOT    | first to last chunk at client - the same at server | / gaps, stream by stream
 
 Both sides stamp with CLOCK_MONOTONIC, which all processes of one boot share, but each difference is taken
 within one side first: no offset between clocks could enter. What is added holds the client's lateness,
@@ -28,10 +31,30 @@ from harness.record import Outcome, Sample
 FACTOR = 3.0
 """A figure must be this many times the floor to be resolved: then the floor is at most a third of it."""
 
+LEAST = 69
+"""A floor of fewer values is none. It stands for the P99 of what is added, and 0.99 ** 69 is just below one
+half: from here on, the largest of the values is more likely above that P99 than below. The maximum of fewer
+would more often than not make the instrument look finer than it is."""
+
 _NOT_TOLD_APART_S = 0.001
 """Shorter stalls of the event loop are not in the samples."""
 
-_FLOOR_OF = {"itl": "itl", "itl_longest": "itl", "tpot": "itl", "response": "response", "service": "response"}
+_FLOOR_OF = {
+    "response": "response",
+    "service": "service",
+    "ttft": "ttft",
+    "first_event": "ttft",
+    "first_content": "ttft",
+    "ttft_from_start": "ttft_from_start",
+    "first_event_from_start": "ttft_from_start",
+    "first_content_from_start": "ttft_from_start",
+    "itl": "itl",
+    "itl_longest": "itl_longest",
+    "tpot": "tpot",
+}
+"""By measure, which error is its floor. `lateness` has none, for it is the instrument's own; nor have
+`connect` and `held`, of which the mock's log knows nothing."""
+_WITHOUT_STREAMS = {"ttft": "response", "ttft_from_start": "service"}
 
 
 class Truth(msgspec.Struct, frozen=True):
@@ -61,7 +84,8 @@ class Floor(msgspec.Struct, frozen=True):
     miscounted: int
     """Streams of which the client saw more or fewer chunks than were sent."""
     added: dict[str, Distribution]
-    """`ttft`, `response`, and the error of `itl`."""
+    """`ttft` and `response`, the same from start (`ttft_from_start`, `service`), and the errors of `itl`,
+    `itl_longest` and `tpot`. An older calibration.json has `ttft`, `response` and `itl` only."""
     lateness: Distribution
     """Of the client's timer: start less due. Empty in a closed loop."""
     hub_lag_max_s: float
@@ -82,6 +106,29 @@ class Floor(msgspec.Struct, frozen=True):
     """Processes that carried the load, all on this machine."""
     share_of: int = 1
     """The load was one in so many parts of the plan: one worker's, where they are on other machines."""
+    unlike: tuple[str, ...] = ()
+    """In what else the calibration differed from the run that it is for, a few words each."""
+    why_not: str = ""
+    """Why nothing was measured; empty where something was."""
+
+
+def unmeasured(why: str) -> Floor:
+    """What stands for the floor of a run whose calibration failed: it says why, and resolves nothing."""
+    return Floor(
+        run="",
+        profile="",
+        window_s=(0.0, 0.0),
+        rate_per_s=0.0,
+        requests=0,
+        unmatched=0,
+        miscounted=0,
+        added={},
+        lateness=_distribution([], "lateness"),
+        hub_lag_max_s=0.0,
+        cpu_share=0.0,
+        mock_lateness_max_s=0.0,
+        why_not=why,
+    )
 
 
 def floor(
@@ -93,6 +140,7 @@ def floor(
     run: str,
     profile: str,
     share_of: int = 1,
+    unlike: tuple[str, ...] = (),
 ) -> Floor:
     """Compare a run's records with the truth.
 
@@ -104,6 +152,7 @@ def floor(
         run: the run folder's name.
         profile: of the mock.
         share_of: see `Floor.share_of`.
+        unlike: see `Floor.unlike`.
     """
     by_id = {truth.request_id: truth for truth in truths}
     judged = [row for row in _rows(requests) if window[0] <= _origin_ns(row) / 1e9 < window[1]]
@@ -113,17 +162,20 @@ def floor(
         if row["outcome"] == Outcome.OK and row["request_id"] in by_id
     ]
     equal = [(row, truth) for row, truth in pairs if len(row["chunk_ns"]) == len(truth.chunk_ns)]
-    ttft_ns = [
-        row["first_token_ns"] - _origin_ns(row) - (truth.chunk_ns[0] - truth.arrived_ns)
+    first = [
+        (row, row["first_token_ns"], truth.chunk_ns[0] - truth.arrived_ns)
         for row, truth in pairs
         if row["first_token_ns"] is not None and truth.chunk_ns
     ]
-    response_ns = [
-        row["ended_ns"] - _origin_ns(row) - (truth.ended_ns - truth.arrived_ns)
+    last = [
+        (row, row["ended_ns"], truth.ended_ns - truth.arrived_ns)
         for row, truth in pairs
         if truth.ended_ns is not None
     ]
-    itl_ns = [np.abs(np.diff(row["chunk_ns"]) - np.diff(truth.chunk_ns)) for row, truth in equal]
+    gaps_ns = [
+        (np.diff(row["chunk_ns"]), np.diff(truth.chunk_ns)) for row, truth in equal if len(truth.chunk_ns) > 1
+    ]
+    itl_ns = [np.abs(ours - theirs) for ours, theirs in gaps_ns]
     # The last sample holds Locust's own stop, which costs the event loop some 60 ms: no traffic meets it.
     healthy = [each for each in samples if _middle_s(each) >= window[0] and each.t_ns / 1e9 <= window[1]]
     by_worker: dict[int, list[Sample]] = defaultdict(list)
@@ -139,9 +191,19 @@ def floor(
         unmatched=len(judged) - len(pairs),
         miscounted=len(pairs) - len(equal),
         added={
-            "ttft": _distribution(ttft_ns, "ttft"),
-            "response": _distribution(response_ns, "response"),
+            "ttft": _distribution([at - _origin_ns(row) - own for row, at, own in first], "ttft"),
+            "ttft_from_start": _distribution(
+                [at - row["started_ns"] - own for row, at, own in first], "ttft_from_start"
+            ),
+            "response": _distribution([at - _origin_ns(row) - own for row, at, own in last], "response"),
+            "service": _distribution([at - row["started_ns"] - own for row, at, own in last], "service"),
             "itl": _distribution(np.concatenate(itl_ns) if itl_ns else [], "itl", independent=False),
+            "itl_longest": _distribution(
+                [abs(ours.max() - theirs.max()) for ours, theirs in gaps_ns], "itl_longest"
+            ),
+            "tpot": _distribution(
+                [abs(ours.sum() - theirs.sum()) / len(ours) for ours, theirs in gaps_ns], "tpot"
+            ),
         },
         lateness=_distribution(late_ns, "lateness"),
         hub_lag_max_s=max((sample.hub_lag_max_ns for sample in healthy), default=0) / 1e9,
@@ -153,22 +215,30 @@ def floor(
         read_lag_max_s=max((sample.read_lag_max_ns for sample in healthy), default=0) / 1e9,
         workers=max(1, len({sample.worker for sample in samples})),
         share_of=share_of,
+        unlike=unlike,
     )
 
 
 def floor_s(measured: Floor, measure: str) -> float | None:
-    """The floor of a measure in seconds: the P99 of what is added, or the maximum where n is too small.
+    """The floor of a measure in seconds: the P99 of what is added, or the maximum where n is small.
 
-    Measures to a first token or event take that of TTFT, or, where nothing was streamed, of response.
+    Measures to a first token or event take that of TTFT, or, where nothing was streamed, of the whole answer.
+    None for a measure that has no floor, and where fewer than `LEAST` values were compared.
     """
-    wanted = measured.added[_FLOOR_OF.get(measure, "ttft")]
-    spread = wanted if wanted.n else measured.added["response"]
-    p99 = spread.quantiles["p99"].value if spread.n else None
+    name = _FLOOR_OF.get(measure, "")
+    spread = measured.added.get(name)
+    if spread is None or not spread.n:
+        spread = measured.added.get(_WITHOUT_STREAMS.get(name, ""))
+    if spread is None or spread.n < LEAST:
+        return None
+    p99 = spread.quantiles["p99"].value
     return spread.maximum if p99 is None else p99
 
 
-def resolvable(figure_s: float, measured: Floor, measure: str = "response") -> bool:
+def resolvable(figure_s: float, measured: Floor, measure: str = "response") -> bool | None:
     """Whether a judged time stands far enough above the instrument's own error to mean anything.
+
+    None where that is not known: the measure has no floor, or too little was compared.
 
     Args:
         figure_s: what was measured, in seconds.
@@ -176,7 +246,7 @@ def resolvable(figure_s: float, measured: Floor, measure: str = "response") -> b
         measure: name of `measures.MEASURES`, or `itl`.
     """
     least_s = floor_s(measured, measure)
-    return least_s is not None and figure_s >= FACTOR * least_s
+    return None if least_s is None else figure_s >= FACTOR * least_s
 
 
 _COLUMNS = ("request_id", "outcome", "due_ns", "started_ns", "first_token_ns", "ended_ns", "chunk_ns")
@@ -193,7 +263,7 @@ def _origin_ns(row: Mapping[str, Any]) -> int:
 
 
 def _distribution(
-    values_ns: Sequence[int] | NDArray[np.int64], measure: str, *, independent: bool = True
+    values_ns: Sequence[float] | NDArray[np.int64], measure: str, *, independent: bool = True
 ) -> Distribution:
     seconds = np.asarray(values_ns, dtype=np.float64) / 1e9
     return distribution(seconds, measure, "s", independent=independent)

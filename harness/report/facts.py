@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 import yaml
 
-from harness.analysis.floor import FACTOR, Floor, floor_s, resolvable
+from harness.analysis.floor import FACTOR, LEAST, Floor, floor_s, resolvable
 from harness.analysis.measures import MEASURES
 from harness.analysis.stats import allowed_share
 from harness.analysis.summary import Distribution, Group, Summary
@@ -241,18 +241,26 @@ def unresolved(judged: Judged, floor: Floor | None) -> str:
 
 def floor_line(floor: Floor) -> str:
     """The noise floor in one sentence: of what was measured, and nothing else."""
-    names = (("response", "response"), ("TTFT", "ttft"), ("ITL", "itl"))
-    told = ", ".join(
-        f"{label} {numbers.quantity(floor_s(floor, measure), 's')}"
-        for label, measure in names
-        if floor.added[measure].n
-    )
+    if floor.why_not:
+        return f"not measured, because {floor.why_not}"
     rate = numbers.quantity(floor.rate_per_s, "1/s")
     load = f"{rate}{carried_by(floor)} (n {numbers.count(floor.requests)})"
-    return (
-        f"{told or 'unknown'} is the instrument's own error at {load}; "
-        f"a judged figure below {FACTOR:g} times that is not resolvable"
-    )
+    labels = {"response": "response", "ttft": "TTFT", "itl": "ITL"}
+    compared = {measure: floor.added[measure].n for measure in labels if floor.added[measure].n}
+    known = {measure: floor_s(floor, measure) for measure in compared}
+    told = [
+        f"{labels[measure]} {numbers.quantity(own_s, 's')}"
+        for measure, own_s in known.items()
+        if own_s is not None
+    ]
+    few = [
+        f"{labels[measure]} (n {numbers.count(compared[measure])}, {LEAST} are needed)"
+        for measure, own_s in known.items()
+        if own_s is None
+    ]
+    parts = [f"{', '.join(told) or 'unknown'} is the instrument's own error at {load}", *floor.unlike]
+    parts += [f"too few compared of {', '.join(few)}"] if few else []
+    return "; ".join([*parts, f"a judged figure below {FACTOR:g} times that is not resolvable"])
 
 
 def carried_by(floor: Floor) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 from factories import dropped, failure, ms, record, stream, table
 
-from harness.analysis.floor import FACTOR, Floor, Truth, floor, floor_s, resolvable
+from harness.analysis.floor import LEAST, Floor, Truth, floor, floor_s, resolvable, unmeasured
+from harness.analysis.measures import MEASURES
 from harness.record import Sample
 
 WINDOW = (0.0, 10.0)
@@ -23,6 +26,12 @@ def truth(seq: int, *, late_ms: float = 0.5, chunks_ms=(30, 40, 50, 60, 70), end
 
 def measured(records, truths, samples=(), window=WINDOW) -> Floor:
     return floor(table(records), truths, samples, window, run="run", profile="demo")
+
+
+def many(n: int = LEAST, *, late_ms: float = 0) -> Floor:
+    """The floor of so many streams, all started late by as much."""
+    records = [stream(seq=seq, started_ns=ms(10 * seq + late_ms)) for seq in range(n)]
+    return measured(records, [truth(seq) for seq in range(n)])
 
 
 def sample(t_ms: float, **values: float) -> Sample:
@@ -60,6 +69,32 @@ def test_in_a_closed_loop_it_counts_from_the_start() -> None:
     found = measured([stream(seq=0, due_ns=None, started_ns=ms(7))], [truth(0)])
     assert found.added["ttft"].maximum == pytest.approx(0.0)
     assert found.lateness.n == 0
+
+
+def test_the_longest_gap_and_the_mean_gap_of_a_stream_have_errors_of_their_own() -> None:
+    """Seen 10 ms apart, sent with gaps of 4, 16, 10 and 14 ms: the longest is 6 ms off, the mean 1 ms."""
+    found = measured([stream(seq=0)], [truth(0, chunks_ms=(30, 34, 50, 60, 74))])
+    assert found.added["itl"].maximum == pytest.approx(0.006)
+    assert found.added["itl_longest"].maximum == pytest.approx(0.006)
+    assert found.added["itl_longest"].n == found.added["tpot"].n == 1
+    assert found.added["tpot"].maximum == pytest.approx(0.001)
+    equal = measured([stream(seq=0)], [truth(0, chunks_ms=(30, 40, 49, 58, 67))])
+    assert equal.added["itl"].maximum == pytest.approx(0.001)
+    assert equal.added["itl_longest"].maximum == pytest.approx(0.0)
+
+
+def test_from_the_start_no_lateness_is_added() -> None:
+    found = measured([stream(seq=0, started_ns=ms(7))], [truth(0, late_ms=7)])
+    assert found.added["ttft"].maximum == found.added["response"].maximum == pytest.approx(0.007)
+    assert found.added["ttft_from_start"].maximum == found.added["service"].maximum == pytest.approx(0.0)
+
+
+def test_a_request_that_failed_is_not_compared_though_the_server_answered_it() -> None:
+    late = failure(seq=1, ended_ns=ms(9_000))
+    found = measured([record(seq=0), late], [truth(0, ended_ms=100), truth(1, ended_ms=100)])
+    assert (found.requests, found.unmatched) == (1, 1)
+    assert found.added["response"].n == 1
+    assert found.added["response"].maximum == pytest.approx(0.0)
 
 
 def test_what_cannot_be_compared_is_counted() -> None:
@@ -116,38 +151,88 @@ def test_a_mock_that_stalls_once_is_not_late_at_p99() -> None:
 
 
 def test_the_floor_is_the_p99_or_the_maximum_where_n_is_small() -> None:
-    few = measured([stream(seq=0, started_ns=ms(1))], [truth(0)])
-    assert floor_s(few, "ttft") == pytest.approx(0.001)
-    many = measured(
-        [stream(seq=seq, started_ns=ms(10 * seq + (50 if seq == 0 else 1))) for seq in range(400)],
-        [truth(seq) for seq in range(400)],
+    assert floor_s(many(late_ms=1), "ttft") == pytest.approx(0.001)
+    records = [stream(seq=seq, started_ns=ms(10 * seq + (50 if seq == 0 else 1))) for seq in range(400)]
+    found = measured(records, [truth(seq) for seq in range(400)])
+    assert found.added["ttft"].maximum == pytest.approx(0.050)
+    assert floor_s(found, "ttft") == pytest.approx(0.001)
+
+
+def test_from_69_values_on_the_largest_is_more_likely_above_the_p99_than_below() -> None:
+    assert 0.99**LEAST < 0.5 < 0.99 ** (LEAST - 1)
+
+
+def test_a_handful_of_values_is_no_floor_and_resolves_nothing() -> None:
+    assert floor_s(many(LEAST - 1), "response") is None
+    assert resolvable(1e9, many(LEAST - 1)) is None
+    assert resolvable(1e9, many(LEAST)) is True
+
+
+@pytest.mark.parametrize(("figure_ms", "expected"), [(2.99, False), (3.01, True)])
+def test_a_figure_below_three_floors_is_not_resolvable(figure_ms: float, expected: bool) -> None:
+    assert resolvable(figure_ms / 1000, many(late_ms=1), "ttft") is expected
+
+
+FLOORS_MS = {
+    "response": 4,
+    "service": 0,
+    "ttft": 4,
+    "first_event": 4,
+    "first_content": 4,
+    "ttft_from_start": 0,
+    "first_event_from_start": 0,
+    "first_content_from_start": 0,
+    "itl": 3,
+    "itl_longest": 2,
+    "tpot": 0.25,
+    "lateness": None,
+    "connect": None,
+    "held": None,
+}
+
+
+@pytest.mark.parametrize(("measure", "expected_ms"), FLOORS_MS.items())
+def test_each_time_has_the_floor_of_its_kind_or_none(measure: str, expected_ms: float | None) -> None:
+    """Started 4 ms late, and heard as late; sent with gaps of 8, 12, 7 and 12 ms instead of 10."""
+    found = measured(
+        [stream(seq=seq, started_ns=ms(10 * seq + 4)) for seq in range(LEAST)],
+        [truth(seq, late_ms=4, chunks_ms=(30, 38, 50, 57, 69)) for seq in range(LEAST)],
     )
-    assert many.added["ttft"].maximum == pytest.approx(0.050)
-    assert floor_s(many, "ttft") == pytest.approx(0.001)
+    least_s = floor_s(found, measure)
+    assert least_s == (None if expected_ms is None else pytest.approx(expected_ms / 1000, abs=1e-12))
 
 
-def test_a_figure_below_three_floors_is_not_resolvable() -> None:
-    found = measured([stream(seq=0, started_ns=ms(1))], [truth(0)])
-    least_s = floor_s(found, "response")
-    assert least_s == pytest.approx(0.001)
-    assert resolvable(FACTOR * least_s, found)
-    assert not resolvable(0.99 * FACTOR * least_s, found)
+def test_no_time_that_can_be_judged_is_forgotten() -> None:
+    times = {name for name, measure in MEASURES.items() if measure.unit == "s"}
+    assert FLOORS_MS.keys() == times | {"itl"}
 
 
-@pytest.mark.parametrize(
-    ("measure", "expected_s"), [("itl", 0.0), ("tpot", 0.0), ("service", 0.004), ("first_content", 0.004)]
-)
-def test_each_measure_has_the_floor_of_its_kind(measure: str, expected_s: float) -> None:
-    found = measured([stream(seq=0, started_ns=ms(4))], [truth(0)])
-    assert floor_s(found, measure) == pytest.approx(expected_s)
-
-
-def test_without_streams_the_floor_of_a_first_token_is_that_of_the_response() -> None:
-    found = measured([record(seq=0, started_ns=ms(3))], [truth(0, chunks_ms=(), ended_ms=100)])
+def test_without_streams_the_floor_of_a_first_token_is_that_of_the_whole_answer() -> None:
+    found = measured(
+        [record(seq=seq, started_ns=ms(10 * seq + 3)) for seq in range(LEAST)],
+        [truth(seq, late_ms=2, chunks_ms=(), ended_ms=100) for seq in range(LEAST)],
+    )
     assert floor_s(found, "ttft") == pytest.approx(0.003)
+    assert floor_s(found, "ttft_from_start") == pytest.approx(0.0)
+    assert floor_s(found, "itl") is None
 
 
 def test_a_calibration_without_an_answer_resolves_nothing() -> None:
     found = measured([failure(seq=0)], [])
     assert floor_s(found, "response") is None
-    assert not resolvable(1e9, found)
+    assert resolvable(1e9, found) is None
+
+
+def test_what_was_not_measured_says_why_and_resolves_nothing() -> None:
+    found = msgspec.json.decode(msgspec.json.encode(unmeasured("the mock died")), type=Floor)
+    assert found.why_not == "the mock died"
+    assert resolvable(math.inf, found) is None
+
+
+def test_an_older_calibration_still_says_what_it_knows() -> None:
+    found = many(late_ms=1)
+    old = msgspec.structs.replace(
+        found, added={name: found.added[name] for name in ("ttft", "response", "itl")}
+    )
+    assert floor_s(old, "ttft") == pytest.approx(0.001)
+    assert floor_s(old, "service") is None

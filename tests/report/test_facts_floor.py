@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from report import fake_run
 
-from harness.analysis.floor import Floor
+from harness.analysis.floor import LEAST, Floor, unmeasured
 from harness.analysis.stats import distribution
 from harness.report import facts
 from harness.report.html import html
@@ -77,3 +77,25 @@ def test_the_floor_stands_beside_the_results() -> None:
     report = msgspec.structs.replace(fake_run.report(), floor=floor(0.0005))
     assert "Noise floor" in terminal(report)
     assert "Noise floor" not in terminal(fake_run.report())
+
+
+def test_in_what_the_calibration_was_unlike_the_run_is_said() -> None:
+    line = facts.floor_line(
+        msgspec.structs.replace(floor(0.001), unlike=("over plain HTTP, the run over TLS",))
+    )
+    assert "at 133 /s (n 400); over plain HTTP, the run over TLS; a judged figure" in line
+
+
+def test_a_floor_of_a_handful_is_not_told_and_marks_nothing() -> None:
+    few = floor(10.0, streams=12)
+    assert f"too few compared of TTFT (n 12, {LEAST} are needed), ITL (n 12" in facts.floor_line(few)
+    assert facts.floor_line(few).startswith("response 10.0 s is")
+
+
+@pytest.mark.parametrize("form", [to_json, markdown, terminal])
+def test_a_run_whose_floor_was_not_measured_says_why_and_has_no_marks(form) -> None:
+    text = form(msgspec.structs.replace(fake_run.report(), floor=unmeasured("the mock died")))
+    text = text.decode() if isinstance(text, bytes) else text
+    assert "the mock died" in text
+    assert "not resolvable" not in text
+    assert '"resolvable": false' not in text
