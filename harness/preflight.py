@@ -9,8 +9,14 @@ from harness.errors import ConfigError, together
 from harness.mock.latency import load_profile
 from harness.mock.script import load_script
 from harness.slo import objectives
+from harness.workload import schedule
 from harness.workload.prompts import workload
 from harness.workload.scenario import Scenario
+
+MOST_ARRIVALS = 100_000_000
+"""Every worker computes the whole schedule: of so many, in one to two minutes (docs/scaling.md)."""
+MOST_A_SECOND = 1_000_000
+"""Some hundred workers' worth: whoever asks for more means something else."""
 
 
 def check(scenario: Scenario, source: str, given: Sequence[str] = ()) -> None:
@@ -27,6 +33,7 @@ def check(scenario: Scenario, source: str, given: Sequence[str] = ()) -> None:
     """
     checks: list[Callable[[], object]] = [
         lambda: _check_objectives(scenario, source, given),
+        lambda: _check_size(scenario, source),
         lambda: workload(scenario),
     ]
     if scenario.target == "mock":
@@ -60,3 +67,14 @@ def _check_mock(scenario: Scenario, source: str) -> None:
         raise
     if scenario.mock.faults:
         load_script(Path(scenario.mock.faults))
+
+
+def _check_size(scenario: Scenario, source: str) -> None:
+    rate = getattr(scenario.arrivals, "rate", 0.0)
+    if rate > MOST_A_SECOND:
+        remedy = f"no more than {MOST_A_SECOND:,} arrivals a second can be planned: lower it (--rate)"
+        raise ConfigError(source, "arrivals.rate", rate, remedy)
+    arrivals = schedule.expected(scenario)
+    if arrivals is not None and arrivals > MOST_ARRIVALS:
+        remedy = f"some {arrivals:,.0f}; plan {MOST_ARRIVALS:,} at most: shorten the run, or lower its rate"
+        raise ConfigError(source, "arrivals", None, remedy)

@@ -62,6 +62,24 @@ def test_all_mistakes_in_what_the_scenario_names_are_told_at_once(tmp_path: Path
     assert places == ["objectives[0]", "objectives[1]", "mock.profile"]
 
 
+@pytest.mark.parametrize(
+    ("text", "blamed"),
+    [
+        ("{duration: 1s, arrivals: {process: poisson, rate: 1000000000}}", "arrivals.rate is 1000000000.0"),
+        (
+            "{count: 5, arrivals: {process: constant, rate: 1100000}}",
+            "no more than 1,000,000 arrivals a second",
+        ),
+        ("{duration: 10h, arrivals: {process: ramp, start: 0, end: 9000}}", "arrivals: some 162,000,000"),
+    ],
+)
+def test_a_schedule_that_nobody_could_wait_for_is_refused(tmp_path: Path, text: str, blamed: str) -> None:
+    scenario = tmp_path / "load.yaml"
+    scenario.write_text(text)
+    with pytest.raises(ConfigError, match=blamed):
+        preflight.check(load(scenario), "load.yaml")
+
+
 def test_a_real_target_needs_no_mock_files(tmp_path: Path) -> None:
     scenario = tmp_path / "load.yaml"
     scenario.write_text("{duration: 1s, target: 'http://127.0.0.1:1', mock: {profile: quick}}")

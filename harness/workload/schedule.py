@@ -93,6 +93,26 @@ def planned(scenario: Scenario) -> int | None:
     return sum(1 for _ in _due_s(scenario))
 
 
+def expected(scenario: Scenario) -> float | None:
+    """About how many arrivals the schedule has, without computing it: the mean over all seeds.
+
+    None where only a trace, or the server, knows.
+    """
+    process = scenario.arrivals
+    end_s = math.inf if scenario.duration_s is None else float(scenario.duration_s)
+    match process:
+        case Constant(rate=rate) | Poisson(rate=rate) | Gamma(rate=rate) | Sine(rate=rate):
+            mean = rate * end_s
+        case Ramp(start=start, end=end):
+            mean = (start + end) / 2 * end_s
+        case Steps(steps=steps):
+            mean = sum(step.rate * step.for_s for step in steps)
+        case Replay() | Closed():
+            return None
+    mean += sum(burst.count for burst in scenario.bursts)
+    return mean if scenario.count is None else min(mean, scenario.count)
+
+
 def lengths(scenario: Scenario) -> Callable[[int], trace.Lengths | None] | None:
     """What the replayed trace says of each arrival, by its `seq`; None for the arrivals of bursts.
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from harness.workload import schedule
 from harness.workload.prompts import workload
 from harness.workload.scenario import (
     Burst,
@@ -114,6 +115,19 @@ def test_the_same_seed_gives_the_same_schedule(scenario):
 @given(PLANS)
 def test_planned_counts_the_schedule(scenario):
     assert planned(scenario) == len(list(arrivals(scenario)))
+
+
+def expected_of(path: Path) -> tuple[float | None, int | None]:
+    return schedule.expected(load(path)), planned(load(path))
+
+
+def test_about_as_many_are_expected_as_are_then_planned_and_nothing_is_computed_for_it():
+    for path in READY:
+        about, exactly = expected_of(path)
+        if about is not None:
+            assert abs(about - exactly) <= 5 * math.sqrt(exactly)
+    assert {path.stem for path in READY if expected_of(path)[0] is None} == {"closed", "mooncake"}
+    assert schedule.expected(Scenario(arrivals=Poisson(rate=1e12), duration_s=Seconds(1e6))) == 1e18
 
 
 READY = sorted(shipped("default").parent.glob("*.yaml"))
