@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harness.errors import RunLogError
+from harness.errors import ConfigError, RunLogError
 from harness.record import End, Manifest, Record, Run, Sample, TelemetryLedger, WorkerLedger
 
 _END_BYTES = 8
@@ -291,6 +292,20 @@ class Tail:
     def torn_bytes(self) -> int:
         """Bytes after the last whole message."""
         return self.path.stat().st_size - self.offset
+
+
+def check_root(root: Path, source: str = "--runs") -> None:
+    """See that run folders can be made below `root`, which is made if it is not there.
+
+    Raises:
+        ConfigError: they cannot; `source` says where the path was given.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        remedy = f"no run folder can be made there ({error.strerror}): give a folder that you may write to"
+        raise ConfigError(source, "", str(root), remedy) from error
 
 
 def create(root: Path, name: str, start: datetime) -> Path:

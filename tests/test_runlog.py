@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import runlog
-from harness.errors import RunLogError
+from harness.errors import ConfigError, RunLogError
 from harness.record import Sample, Usage, WorkerLedger
 
 START = datetime(2026, 11, 23, 5, 6, 7, tzinfo=UTC)
@@ -189,3 +189,14 @@ def test_a_log_is_known_to_be_written_until_its_writer_closes_it(tmp_path: Path)
     assert runlog.being_written(tmp_path) == [3]
     writer.close()
     assert runlog.being_written(tmp_path) == []
+
+
+def test_a_folder_for_runs_is_made_where_there_is_none_and_left_empty(tmp_path: Path) -> None:
+    runlog.check_root(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_for_runs_that_cannot_be_is_a_mistake_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--runs is '.*/file/runs': .*Not a directory.*: give a folder"):
+        runlog.check_root(tmp_path / "file" / "runs")
