@@ -11,32 +11,38 @@ from harness.report import numbers
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The run at one moment. Counts are requests since the start; percentiles are of all so far."""
+    """The run at one moment. Counts are since the start; percentiles are of all requests so far."""
 
     elapsed_s: float
     remaining_s: float | None
-    """None where the end is not known: a count of requests, or a trace."""
+    """Until the last arrival; None where that is not known: a count of arrivals, a trace, a run that has not
+    begun or is being ended."""
     due: int
+    """Arrivals: a batch, or a session of several turns, is one."""
     started: int
+    """Arrivals."""
     in_flight: int
+    """Arrivals."""
     done: int
+    """Requests: of a batch or session, each."""
     errors: int
+    """Requests."""
     response_p50_s: float | None
     response_p99_s: float | None
     ttft_p99_s: float | None
     tokens_per_s: float | None
     note: str = ""
-    """What to mind: `draining`, `2 dropped: raise max_in_flight`."""
+    """What is being waited for, or what to mind: `2 dropped for want of an idle virtual user`."""
 
 
 def line(progress: Progress) -> str:
     """The snapshot as one line of plain text, for logs and pipes; without a newline."""
     parts = [
         _time(progress),
-        f"due {numbers.count(progress.due)}",
+        f"arrivals: due {numbers.count(progress.due)}",
         f"started {numbers.count(progress.started)}",
         f"in flight {numbers.count(progress.in_flight)}",
-        f"done {numbers.count(progress.done)}",
+        f"requests: done {numbers.count(progress.done)}",
         f"errors {numbers.count(progress.errors)}",
         f"response P50 {numbers.quantity(progress.response_p50_s, 's')}",
         f"P99 {numbers.quantity(progress.response_p99_s, 's')}",
@@ -48,25 +54,30 @@ def line(progress: Progress) -> str:
 
 def live(progress: Progress) -> Table:
     """The snapshot as something for rich.live.Live to show."""
-    counts = Table.grid(padding=(0, 2))
-    for _ in range(5):
-        counts.add_column(no_wrap=True)
-    counts.add_row(
+    figures = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        figures.add_column(no_wrap=True)
+    figures.add_row(
+        "arrivals",
         _fact("due", numbers.count(progress.due)),
         _fact("started", numbers.count(progress.started)),
         _fact("in flight", numbers.count(progress.in_flight)),
+    )
+    figures.add_row(
+        "requests",
         _fact("done", numbers.count(progress.done)),
         _fact("errors", numbers.count(progress.errors), "bold red" if progress.errors else "bold"),
+        _fact("", numbers.quantity(progress.tokens_per_s, "tokens/s")),
     )
-    counts.add_row(
+    figures.add_row(
+        "response",
         _fact("P50", numbers.quantity(progress.response_p50_s, "s")),
         _fact("P99", numbers.quantity(progress.response_p99_s, "s")),
         _fact("TTFT P99", numbers.quantity(progress.ttft_p99_s, "s")),
-        _fact("", numbers.quantity(progress.tokens_per_s, "tokens/s")),
     )
     whole = Table.grid(padding=(0, 2))
     whole.add_row(_bar(progress))
-    whole.add_row(counts)
+    whole.add_row(figures)
     if progress.note:
         whole.add_row(Text(progress.note, style="yellow"))
     return whole

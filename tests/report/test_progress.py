@@ -35,8 +35,8 @@ def shown(progress: Progress, width: int) -> str:
 
 def test_the_line_says_it_all():
     assert line(MOMENT) == (
-        "0:12 (-0:17)  due 1,400  started 1,399  in flight 20  done 1,379  errors 2  response P50 140 ms  "
-        "P99 330 ms  TTFT P99 120 ms  2,100 tokens/s  draining"
+        "0:12 (-0:17)  arrivals: due 1,400  started 1,399  in flight 20  requests: done 1,379  errors 2  "
+        "response P50 140 ms  P99 330 ms  TTFT P99 120 ms  2,100 tokens/s  draining"
     )
 
 
@@ -47,14 +47,14 @@ def test_the_line_is_one_line_of_plain_text(progress):
 
 
 def test_before_the_first_answer_there_are_dashes_and_no_remaining_time():
-    assert line(START).startswith("0:00  due 0  ")
+    assert line(START).startswith("0:00  arrivals: due 0  ")
     assert f"response P50 {NONE}" in line(START)
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_live_table_fits_and_has_every_number(width):
     text = shown(MOMENT, width)
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 5
     for number in (
         "1,400",
         "1,399",
