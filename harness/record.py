@@ -222,7 +222,8 @@ class Manifest(msgspec.Struct, frozen=True):
     records: int
     workers: list[WorkerLedger]
     stop_reason: str
-    """`completed`, `interrupted`, `spend_cap`, or `killed` (no books were written)."""
+    """`completed`, `interrupted`, `spend_cap`, or `killed`: the engine was, and wrote no books; or `harness
+    run` above it was."""
     imbalances: list[str]
     """One sentence for each fault of the engine and each sum that does not add up; empty when all is well."""
     torn_bytes: int = 0

@@ -159,8 +159,9 @@ class _Conductor:
         self.scenario = _fit_users(environment, self.scenario)
         _default_options(environment, self.scenario)
         signal.signal(signal.SIGINT, _interrupt)
+        self._parent = os.getppid()
         if self.plan_folder is not None:
-            gevent.spawn(_end_with, os.getppid())
+            gevent.spawn(_end_with, self._parent)
         # Locust ends when its CPU monitor dies, as it does for want of open files: this outlives it.
         runner.greenlet.spawn(Event().wait)
         for hook, listener in (
@@ -256,6 +257,10 @@ class _Conductor:
             planned = apart(schedule.planned, self.scenario)
             left = sum(ledger.not_started for ledger in runlog.read_ledgers(self.folder))
             reason = "completed" if complete and not left else "interrupted"
+            if self.plan_folder is not None and os.getppid() != self._parent:
+                reason = (
+                    "killed"  # `harness run` was, and its mock with it: what was under way failed by that
+                )
             end = End(planned=planned, stop_reason=reason, faults=self._faults())
             runlog.write_json(self.folder / "end.json", end)
 
