@@ -6,8 +6,10 @@ monkey-patched, and what it computes meanwhile (progress, percentiles) costs the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -56,7 +58,9 @@ _TRUTH = "truth.jsonl"
 _TRUTH_REQUESTS = 5_000_000
 _OURS = "harness: "
 """So begins what the engine has to say itself, among Locust's own lines."""
-_WAITING = re.compile(r"Waiting for workers to be ready, (\d+ of \d+ connected)")
+_CONNECTED = re.compile(r"(\d+) workers connected")
+_MANY = 1_000_000
+"""Arrivals whose schedule takes so long to compute that it is worth a word."""
 _LOCUST = (sys.executable, "-m", "locust")
 
 
@@ -67,6 +71,57 @@ class Remote(msgspec.Struct, frozen=True):
     """The address that the master listens on."""
     port: int
     workers: int
+
+    @property
+    def joining(self) -> str:
+        """The command that brings a worker here."""
+        host = _own_address() if self.host in {"*", "0.0.0.0", "::"} else self.host  # noqa: S104 - compared
+        return f"harness worker --master {host}:{self.port}"
+
+
+def check_listen(remote: Remote) -> None:
+    """See that a master can listen where its workers are to find it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    shown = f"{remote.host}:{remote.port}"
+    try:
+        host = None if remote.host == "*" else remote.host
+        found = socket.getaddrinfo(host, remote.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = found[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:  # a name that is not known is one too
+        remedy = (
+            f"nobody can listen there ({error.strerror}): give an address of this machine and a free port"
+        )
+        raise ConfigError("--listen", "", shown, remedy) from error
+
+
+def check_master(host: str) -> None:
+    """See that the name of a master's machine is known: Locust would ask for it again and again.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "no name of a host"
+        raise ConfigError(
+            "--master", "", host, f"is not known here ({why}): give its name or address"
+        ) from error
+
+
+def _own_address() -> str:
+    """This machine's address on the way to others, as far as it is known; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # an address of nobody's (RFC 5737)
+        address: str = probe.getsockname()[0]
+        return address
+    return socket.gethostname()
 
 
 def conduct(
@@ -92,8 +147,45 @@ def conduct(
 
     Raises:
         EngineError: the mock or Locust could not start.
+        KeyboardInterrupt: Ctrl-C or SIGTERM before anything was sent, and the folder is removed; or once all
+            was recorded, and it says where.
     """
     folder = runlog.create(runs, scenario.name, datetime.now(UTC))
+    try:
+        fill(
+            folder,
+            scenario,
+            workers=workers,
+            remote=remote,
+            web=web,
+            sampled=sampled,
+            on_progress=on_progress,
+        )
+    except KeyboardInterrupt:
+        if (folder / "run.json").exists():
+            raise KeyboardInterrupt(
+                f"interrupted; `harness report {folder}` judges what was recorded"
+            ) from None
+        shutil.rmtree(folder, ignore_errors=True)
+        raise KeyboardInterrupt("interrupted before the run began: nothing was sent") from None
+    return folder
+
+
+def fill(
+    folder: Path,
+    scenario: Scenario,
+    *,
+    workers: int = 1,
+    remote: Remote | None = None,
+    web: bool = False,
+    sampled: bool = False,
+    disposable: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> None:
+    """Run a scenario into a folder that was made for it: see `conduct`.
+
+    Half of a `disposable` run is worth nothing: Ctrl-C ends it at once, without a drain.
+    """
     with _target(scenario, folder) as target:
         plan = {
             "scenario": scenarios.to_builtins(scenario),
@@ -101,6 +193,7 @@ def conduct(
             "mock": scenario.target == "mock",
         }
         runlog.write_json(folder / "plan.json", plan)
+        watch = Watch(folder, scenario, remote)
         with (folder / "locust.log").open("wb") as log:
             engine = subprocess.Popen(  # noqa: S603 - our own words
                 _locust(folder, workers=workers, remote=remote, web=web, sampled=sampled),
@@ -109,10 +202,18 @@ def conduct(
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches us alone: we pass it on once
             )
-        _watch(engine, Watch(folder, scenario), on_progress)
-    if not (folder / "run.json").exists():
-        raise EngineError(_why(folder, engine.returncode))
-    return folder
+        try:
+            with contextlib.nullcontext() if disposable else _passed_on(engine, watch):
+                _watch(engine, watch, on_progress)
+        finally:  # whatever became of us, or of it, no process of its group stays
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(engine.pid, signal.SIGKILL)
+            engine.wait()
+    if (folder / "run.json").exists():
+        return
+    if watch.interrupts:
+        raise KeyboardInterrupt
+    raise EngineError(_why(folder, engine.returncode))
 
 
 @contextmanager
@@ -190,20 +291,27 @@ def _free_port() -> int:
 
 
 def _watch(engine: subprocess.Popen[bytes], watch: Watch, on_progress: Callable[[Progress], None]) -> None:
-    """Show progress until the engine ends; pass Ctrl-C and SIGTERM on to it."""
+    """Show progress until the engine ends."""
+    shown = 0.0
+    while engine.poll() is None:
+        time.sleep(_POLL_S)
+        if time.monotonic() - shown >= 1:
+            shown = time.monotonic()
+            on_progress(watch.look())
+    on_progress(watch.look())
+
+
+@contextmanager
+def _passed_on(engine: subprocess.Popen[bytes], watch: Watch) -> Iterator[None]:
+    """Pass Ctrl-C and SIGTERM on to the engine, which drains, and have the progress say so."""
 
     def pass_on(_number: int, _frame: object) -> None:
+        watch.interrupts += 1
         engine.send_signal(signal.SIGINT)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        shown = 0.0
-        while engine.poll() is None:
-            time.sleep(_POLL_S)
-            if time.monotonic() - shown >= 1:
-                shown = time.monotonic()
-                on_progress(watch.look())
-        on_progress(watch.look())
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -212,10 +320,12 @@ def _watch(engine: subprocess.Popen[bytes], watch: Watch, on_progress: Callable[
 class Watch:
     """Reads a run's progress from what its workers have written so far."""
 
-    def __init__(self, folder: Path, scenario: Scenario) -> None:
+    def __init__(self, folder: Path, scenario: Scenario, remote: Remote | None = None) -> None:
+        self.interrupts = 0
+        """How often the user has asked for the end."""
         self._folder = folder
-        self._planned = schedule.planned(scenario)
-        self._duration_s = scenario.duration_s
+        self._scenario = scenario
+        self._remote = remote
         self._tails: dict[int, runlog.Tail] = {}
         self._live = Live()
         self._run: Run | None = None
@@ -229,29 +339,65 @@ class Watch:
         latest: dict[int, Sample] = {s.worker: s for s in runlog.read_samples(self._folder)}
         now = list(latest.values())
         elapsed_s = self._elapsed_s()
-        remaining_s = None if self._duration_s is None else max(0.0, self._duration_s - elapsed_s)
         figures = self._live.figures()
+        started = sum(sample.started for sample in now)
+        under_way = sum(sample.in_flight for sample in now)
+        dropped = sum(sample.dropped for sample in now)
         return Progress(
             elapsed_s=elapsed_s,
-            remaining_s=remaining_s,
-            due=sum(sample.due for sample in now),
-            started=sum(sample.started for sample in now),
-            in_flight=sum(sample.in_flight for sample in now),
+            remaining_s=self._remaining_s(elapsed_s),
+            # A worker goes on counting what its schedule has: after the end, nothing is due.
+            due=started + dropped if self.interrupts else sum(sample.due for sample in now),
+            started=started,
+            in_flight=under_way,
             done=figures.done,
             errors=figures.errors,
             response_p50_s=figures.response_p50_s,
             response_p99_s=figures.response_p99_s,
             ttft_p99_s=figures.ttft_p99_s,
             tokens_per_s=figures.completion_tokens / elapsed_s if elapsed_s > 0 else None,
-            note="" if self._run else self._starting(),
+            note=self._note(elapsed_s, under_way, dropped),
         )
 
+    def _remaining_s(self, elapsed_s: float) -> float | None:
+        """Until the last arrival; None before the first one, and once the user has ended them."""
+        duration_s = self._scenario.duration_s
+        if self._run is None or self.interrupts or duration_s is None:
+            return None
+        return max(0.0, duration_s - elapsed_s)
+
+    def _note(self, elapsed_s: float, under_way: int, dropped: int) -> str:
+        if self._run is None:
+            return "ending" if self.interrupts else self._starting()
+        if (self._folder / "end.json").exists():
+            return "all have ended" + (", telemetry is being exported" if self._scenario.telemetry else "")
+        if self.interrupts and not under_way:
+            return "ending"
+        if self.interrupts > 1:
+            return f"cutting off {under_way:,} under way"
+        if self.interrupts:
+            drain_s = f"{self._scenario.drain_s:g} s"
+            return f"draining, up to {drain_s}; Ctrl-C again cuts off {under_way:,} under way"
+        notes = [f"{dropped:,} dropped for want of an idle virtual user"] if dropped else []
+        if under_way and self._remaining_s(elapsed_s) == 0:
+            notes.append("no more arrivals; waiting for the last answers")
+        return "; ".join(notes)
+
     def _starting(self) -> str:
-        """What the start waits for, as far as Locust says."""
+        """What the start waits for, as far as it is known."""
+        if self._remote is not None and (here := self._connected()) < self._remote.workers:
+            waits = f"waiting for workers, {here} of {self._remote.workers} connected"
+            return f"{waits}; to join: {self._remote.joining}"
+        arrivals = schedule.expected(self._scenario)
+        if arrivals is not None and arrivals >= _MANY:
+            return f"computing the schedule of some {round(arrivals):,} arrivals"
+        return "starting"
+
+    def _connected(self) -> int:
+        """Workers that Locust has greeted."""
         log = self._folder / "locust.log"
-        last = _tail(log, 1) if log.exists() else ""
-        waits = _WAITING.search(last)
-        return f"waiting for workers: {waits[1]}" if waits else "starting"
+        said = _CONNECTED.findall(log.read_text(errors="replace")) if log.exists() else []
+        return int(said[-1]) if said else 0
 
     def _elapsed_s(self) -> float:
         if self._run is None and (self._folder / "run.json").exists():
@@ -291,7 +437,8 @@ def close(folder: Path) -> Manifest:
     ledgers = runlog.read_ledgers(folder)
     end = runlog.read_end(folder)
     claimed = sum(ledger.planned for ledger in ledgers)
-    planned = schedule.planned(scenarios.from_builtins(run.scenario))
+    # The engine has counted its schedule; of a long one, to do so again would take seconds.
+    planned = schedule.planned(scenarios.from_builtins(run.scenario)) if end is None else end.planned
     manifest = runlog.reconcile(
         ledgers,
         planned=claimed if planned is None else planned,
@@ -339,6 +486,9 @@ def judged(folder: Path, thresholds: tuple[str, ...] = (), *, window: str = "") 
         fixed_by="hand" if by_hand else "the scenario",
         mser5=scenario.steady_state == "mser5",
     )
+    if by_hand is not None and by_hand[0] >= part.window[1]:
+        remedy = f"must not begin after the last arrival, which came at {part.window[1]:g} s"
+        raise ConfigError("--window", "", window, remedy)
     planned = _planned_within(scenario, part.window)
     validity = validate(
         measures,
@@ -367,16 +517,16 @@ def judged(folder: Path, thresholds: tuple[str, ...] = (), *, window: str = "") 
 
 
 def _window(text: str, scenario: Scenario) -> Window:
-    """Read a window that is given by hand."""
+    """Read a window that is given by hand; it is refused where one of the scenario's own would be."""
     try:
         low_s, high_s = map(scenarios.seconds, text.strip("[] ").split(","))
     except ValueError:
         raise ConfigError("--window", "", text, "write from and to, as `10s,40s`") from None
-    if low_s >= high_s:
-        raise ConfigError("--window", "", text, "must end after it begins")
-    if low_s < scenario.warm_up_s:
-        remedy = f"must not begin in the warm-up, which takes {scenario.warm_up_s:g} s"
-        raise ConfigError("--window", "", text, remedy)
+    try:
+        asked = msgspec.structs.replace(scenario, window=(low_s, high_s), steady_state="none")
+        scenarios.check(asked, "--window")
+    except ConfigError as error:
+        raise ConfigError("--window", "", text, error.remedy) from None
     return float(low_s), float(high_s)
 
 
