@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from harness import conduct, runlog
-from harness.analysis.floor import Floor, Truth, floor
+from harness.analysis.floor import Floor, Truth, floor, unmeasured
 from harness.analysis.measures import Window
 from harness.analysis.stats import Distribution
-from harness.errors import EngineError
+from harness.errors import EngineError, HarnessError
 from harness.mock.process import mock_process
+from harness.rehearsal import WARM_UP_S, middle, rehearse
 from harness.report.facts import carried_by
 from harness.report.numbers import NONE, count, quantity, share
 from harness.report.progress import Progress
 from harness.report.tables import Sheet
-from harness.workload import schedule
-from harness.workload.scenario import (
-    Closed,
-    Constant,
-    Fixed,
-    Gamma,
-    Mock,
-    Poisson,
-    Scenario,
-    Seconds,
-    Traffic,
-)
+from harness.workload.scenario import Constant, Fixed, Mock, Scenario, Seconds, Traffic
 
 SECONDS = 3.0
-_WARM_UP_S = 1.0
-"""Not compared: connections are made, caches warmed."""
 _TRIAL_S = 3.0
 _TRIES = 2
 """A load is over the limit if it fails this often: something else may have had the machine for a moment."""
+_ANSWER_S = 0.1
+"""Longer than an answer of a mock without delay takes, until the machine is at its limit."""
 _STREAM_S = 1.0
 _GAP_S = 0.020
 _HIGHEST = 65_536
@@ -68,20 +60,51 @@ def calibrate(
         runs: where the run folder is made.
         workers: processes on this machine that will carry the load.
         remote: workers on other machines that will carry it instead; 0: none.
-        seconds: how long the mock is driven, a second of warm-up included.
+        seconds: how long the mock is driven at least, a second of warm-up included (harness/rehearsal.py).
         on_progress: called about once a second.
 
     Raises:
         EngineError: the mock or Locust could not start, or no request was answered.
+        ConfigError: the mock's profile cannot be used.
+        KeyboardInterrupt: it was interrupted; its folder is removed.
     """
     share_of = max(1, remote)
-    load = planned(scenario, seconds, share_of=share_of)
-    folder, truths = _driven(load, runs, on_progress, workers=1 if remote else workers)
-    measured = _floor(folder, truths, (_WARM_UP_S, seconds), scenario.mock.profile, share_of)
+    folder = runlog.create(runs, "calibration", datetime.now(UTC))
+    try:
+        load = rehearse(scenario, seconds, folder, share_of=share_of)
+        truths = _driven(load.scenario, folder, on_progress, workers=1 if remote else workers)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    window = (WARM_UP_S, float(load.scenario.duration_s or seconds))
+    measured = _floor(folder, truths, window, scenario.mock.profile, share_of, load.unlike)
     if not measured.requests:
-        raise EngineError(f"no request of the calibration was answered: see {folder}")
+        raise EngineError(f"no request of the calibration was answered: {_outcomes(folder)}")
     keep(measured, folder)
     return measured
+
+
+def beforehand(scenario: Scenario, *, workers: int, remote: int) -> Floor:
+    """The noise floor for a run that is about to begin; where it cannot be measured, what says why.
+
+    A run without a floor is worth more than no run: only the user can end it here.
+
+    Raises:
+        KeyboardInterrupt: who did so, by Ctrl-C or SIGTERM.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="harness-calibration-") as aside:
+            return calibrate(scenario, Path(aside), workers=workers, remote=remote)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted in the calibration: nothing was sent to the target") from None
+    except (HarnessError, OSError) as error:
+        return unmeasured(str(error))
+
+
+def _outcomes(folder: Path) -> str:
+    """How the requests of a run ended, the most frequent first."""
+    ended = Counter(runlog.read_requests(folder).column("outcome").to_pylist())
+    return ", ".join(f"{count(n)} {outcome}" for outcome, n in ended.most_common()) or "none was sent"
 
 
 def keep(measured: Floor, folder: Path) -> None:
@@ -89,67 +112,18 @@ def keep(measured: Floor, folder: Path) -> None:
     runlog.write_json(folder / "calibration.json", measured)
 
 
-def planned(scenario: Scenario, seconds: float, *, share_of: int = 1) -> Scenario:
-    """The scenario's busiest load, held for some seconds against the bundled mock without faults.
-
-    Args:
-        scenario: whose load is taken.
-        seconds: how long.
-        share_of: one part of the load is taken, of so many.
-    """
-    return Scenario(
-        name="calibration",
-        description=f"The planned load of scenario {scenario.name}, against the bundled mock",
-        dialect=scenario.dialect,
-        models=scenario.models,
-        traffic=scenario.traffic,
-        arrivals=_part(_busiest(scenario, seconds), share_of),
-        duration_s=Seconds(seconds),
-        max_in_flight=math.ceil(scenario.max_in_flight / share_of),
-        patience_s=scenario.patience_s,
-        drain_s=scenario.drain_s,
-        seed=scenario.seed,
-        budgets=scenario.budgets,
-        mock=Mock(profile=scenario.mock.profile),
-        telemetry=False,
-    )
-
-
-def _busiest(scenario: Scenario, seconds: float) -> Closed | Constant | Poisson | Gamma:
-    if isinstance(scenario.arrivals, Closed | Constant | Poisson | Gamma) and not scenario.bursts:
-        return scenario.arrivals
-    due_s = [arrival.due_ns / 1e9 for arrival in schedule.arrivals(scenario)]
-    return Poisson(rate=busiest_count(due_s, seconds) / seconds)
-
-
-def _part(
-    arrivals: Closed | Constant | Poisson | Gamma, share_of: int
-) -> Closed | Constant | Poisson | Gamma:
-    if share_of == 1:
-        return arrivals
-    if isinstance(arrivals, Closed):
-        return replace(arrivals, users=math.ceil(arrivals.users / share_of))
-    return replace(arrivals, rate=arrivals.rate / share_of)
-
-
-def busiest_count(due_s: Sequence[float], seconds: float) -> int:
-    """The most arrivals that fall into any window of this length; `due_s` in order. At least 1."""
-    within = (bisect_left(due_s, first + seconds) - position for position, first in enumerate(due_s))
-    return max(within, default=1)
-
-
-def _driven(
-    scenario: Scenario, runs: Path, on_progress: Show, *, workers: int = 1
-) -> tuple[Path, list[Truth]]:
-    """Run a scenario against a mock of its own, and give the run folder and the whole truth."""
+def _driven(scenario: Scenario, folder: Path, on_progress: Show, *, workers: int = 1) -> list[Truth]:
+    """Run a scenario into its folder against a mock of its own, and give the whole truth."""
     with tempfile.TemporaryDirectory(prefix="harness-truth-") as place:
         log = Path(place, "truth.jsonl")
         arguments = ("--profile", scenario.mock.profile, "--seed", str(scenario.seed), "--truth", str(log))
         with mock_process(*arguments) as mock:
             aimed = replace(scenario, target=mock.url)
-            folder = conduct.conduct(aimed, runs=runs, workers=workers, on_progress=on_progress)
-        conduct.close(folder)
-        return folder, list(_truths(log))
+            conduct.fill(folder, aimed, workers=workers, disposable=True, on_progress=on_progress)
+        stop_reason = conduct.close(folder).stop_reason
+        if stop_reason != "completed":
+            raise EngineError(f"the calibration was {stop_reason}")
+        return list(_truths(log))
 
 
 def _truths(log: Path) -> Iterator[Truth]:
@@ -158,15 +132,40 @@ def _truths(log: Path) -> Iterator[Truth]:
         yield decoder.decode(line)
 
 
-def _floor(folder: Path, truths: Sequence[Truth], window: Window, profile: str, share_of: int = 1) -> Floor:
-    requests, samples, name = runlog.read_requests(folder), runlog.read_samples(folder), Path(profile).stem
-    return floor(requests, truths, samples, window, run=folder.name, profile=name, share_of=share_of)
+def _floor(  # noqa: PLR0917 - what `floor` is given, in its order
+    folder: Path,
+    truths: Sequence[Truth],
+    window: Window,
+    profile: str,
+    share_of: int = 1,
+    unlike: tuple[str, ...] = (),
+) -> Floor:
+    return floor(
+        runlog.read_requests(folder),
+        truths,
+        runlog.read_samples(folder),
+        window,
+        run=folder.name,
+        profile=Path(profile).stem,
+        share_of=share_of,
+        unlike=unlike,
+    )
+
+
+_TITLES = {
+    "ttft": "TTFT, added",
+    "ttft_from_start": "the same from start",
+    "response": "response, added",
+    "service": "the same from start",
+    "itl": "ITL, error of a gap",
+    "itl_longest": "longest gap, error",
+    "tpot": "TPOT, error",
+}
 
 
 def sheets(measured: Floor) -> list[Sheet]:
     """The noise floor as tables."""
-    titles = {"ttft": "TTFT, added", "response": "response, added", "itl": "ITL, error of a gap"}
-    spreads = [(titles[name], spread) for name, spread in measured.added.items() if spread.n]
+    spreads = [(_TITLES[name], spread) for name, spread in measured.added.items() if spread.n]
     if measured.lateness.n:
         spreads.append(("timer lateness", measured.lateness))
     right = ("P50", "P99", "max", "n")
@@ -185,6 +184,7 @@ def sheets(measured: Floor) -> list[Sheet]:
     rows.append(("hub lag at any moment", *waits, quantity(measured.hub_lag_max_s, "s"), span))
     facts = [
         ("load", f"{quantity(measured.rate_per_s, '1/s')}{carried_by(measured)}"),
+        *(("unlike the run", each) for each in measured.unlike),
         ("profile", measured.profile),
         ("requests", f"{count(measured.requests)} compared, {count(measured.unmatched)} without a match"),
         ("chunks", f"{count(measured.miscounted)} streams with a chunk too few or too many"),
@@ -301,12 +301,37 @@ def highest(within: Callable[[int], bool], *, start: int, most: int, resolution:
 
 
 def at_rate(scenario: Scenario, rate: int) -> Scenario:
-    """The scenario's mix at a rate, against a mock that adds no delay."""
+    """The scenario's mix at a rate, against a mock that adds no delay; sessions without their pauses.
+
+    Each entry has as many virtual users as Little's law asks for while the machine keeps up: an arrival that
+    finds none is the machine's doing.
+    """
+    weight = sum(entry.weight for entry in scenario.traffic)
+
+    def users(entry: Traffic) -> int:
+        arrivals = rate * entry.weight / weight
+        return 16 + math.ceil(arrivals * min(_TRIAL_S, _ANSWER_S * middle(entry.turns)))
+
+    traffic = tuple(replace(entry, think_time_s=Seconds(0), users=users(entry)) for entry in scenario.traffic)
     return replace(
-        planned(scenario, _TRIAL_S),
+        _trial_of(scenario),
+        traffic=traffic,
         arrivals=Constant(rate=rate),
-        max_in_flight=max(scenario.max_in_flight, 256),
+        max_in_flight=sum(map(users, scenario.traffic)),
         mock=Mock(profile="fast"),
+    )
+
+
+def _trial_of(scenario: Scenario) -> Scenario:
+    """What all trials have in common."""
+    return Scenario(
+        name="limits",
+        dialect=scenario.dialect,
+        models=scenario.models,
+        duration_s=Seconds(_TRIAL_S),
+        seed=scenario.seed,
+        budgets=scenario.budgets,
+        telemetry=False,
     )
 
 
@@ -317,7 +342,7 @@ def at_streams(scenario: Scenario, streams: int, place: Path) -> Scenario:
     profile.write_text(f"description: paced\nttft: {gap}\nitl: {gap}\noutput_tokens: 50\n", encoding="utf-8")
     tokens = round(_STREAM_S / _GAP_S)
     return replace(
-        planned(scenario, _TRIAL_S),
+        _trial_of(scenario),
         traffic=(Traffic(kind="stream", output=Fixed(tokens=tokens)),),
         arrivals=Constant(rate=streams / _STREAM_S),
         max_in_flight=math.ceil(1.5 * streams) + 50,
@@ -326,8 +351,9 @@ def at_streams(scenario: Scenario, streams: int, place: Path) -> Scenario:
 
 
 def _trial(load: int, scenario: Scenario, place: Path) -> Trial:
-    folder, truths = _driven(scenario, place, lambda _: None)
-    measured = _floor(folder, truths, (_WARM_UP_S, _TRIAL_S), scenario.mock.profile)
+    folder = runlog.create(place, scenario.name, datetime.now(UTC))
+    truths = _driven(scenario, folder, lambda _: None)
+    measured = _floor(folder, truths, (WARM_UP_S, _TRIAL_S), scenario.mock.profile)
     checks = conduct.judged(folder).verdict.validity.checks
     return Trial(
         load, _cause(measured, [each.cause for each in checks if not each.passed]), measured.cpu_share
@@ -352,7 +378,7 @@ def limit_sheet(found: Sequence[Limit]) -> Sheet:
     rows = []
     for limit in found:
         at = next((trial for trial in limit.trials if trial.load == limit.highest), None)
-        number = NONE if limit.highest is None else f"{'≥ ' if limit.ceiling else ''}{count(limit.highest)}"
+        number = f"{'≥ ' if limit.ceiling else ''}{quantity(limit.highest, limit.unit)}"
         cpu = NONE if at is None else share(at.cpu_share)
-        rows.append((limit.what, f"{number} {limit.unit}", cpu, limit.cause or "the search's own bound"))
+        rows.append((limit.what, number, cpu, limit.cause or "the search's own bound"))
     return Sheet("Limits of one worker process", ("what", *right, "what stops the next"), rows, right)

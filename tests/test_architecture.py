@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": ANY | {"workload", "client", "record", "probe", "report"},
     "profiling": ANY
     | {"workload", "client", "mock", "record", "runlog", "analysis", "report", "conduct", "doctor", "probe"},
-    "calibrate": ANY | {"workload", "mock", "runlog", "analysis", "report", "conduct"},
+    "rehearsal": ANY | {"workload", "mock", "report"},
+    "calibrate": ANY | {"workload", "mock", "runlog", "analysis", "report", "conduct", "rehearsal"},
     "conduct": ANY | {"workload", "record", "runlog", "analysis", "slo", "report"},
     "preflight": ANY | {"workload", "slo", "mock"},
     "cli": ANY

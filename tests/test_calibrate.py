@@ -1,4 +1,4 @@
-"""Claims about calibration: the load it drives, the search for limits, and one run against the mock."""
+"""Claims about calibration: who carries it, the search for limits, and one run against the mock."""
 
 from __future__ import annotations
 
@@ -7,69 +7,23 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from factories import dropped, failure, table
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import calibrate as calibration
-from harness import runlog
-from harness.analysis.floor import Floor
+from harness.analysis.floor import LEAST, Floor
 from harness.analysis.stats import distribution
-from harness.calibrate import Limit, Trial, at_rate, at_streams, busiest_count, highest, planned
+from harness.calibrate import Limit, Trial, at_rate, at_streams, highest
+from harness.errors import EngineError
 from harness.mock.latency import load_profile, token_offsets_ns
 from harness.report.facts import floor_line
 from harness.report.tables import tables
 from harness.workload import scenario as scenarios
 from harness.workload import schedule
-from harness.workload.scenario import (
-    Closed,
-    Constant,
-    Mock,
-    Poisson,
-    Retries,
-    Scenario,
-    Seconds,
-    Step,
-    Steps,
-    Traffic,
-)
-
-
-def test_the_target_the_faults_and_the_retries_of_a_scenario_are_left_out() -> None:
-    real = Scenario(
-        target="https://api.example.org",
-        arrivals=Poisson(rate=7),
-        duration_s=Seconds(600),
-        warm_up_s=Seconds(30),
-        retries=Retries(attempts=4),
-        mock=Mock(profile="fast", faults="faults.yaml"),
-    )
-    found = planned(real, 3)
-    assert (found.target, found.mock, found.retries) == ("mock", Mock(profile="fast"), Retries())
-    assert (found.arrivals, found.duration_s, found.warm_up_s) == (Poisson(rate=7), 3.0, 0.0)
-    scenarios.check(found, "calibration")
-
-
-def test_a_closed_model_stays_one() -> None:
-    assert planned(Scenario(arrivals=Closed(users=9), count=5), 3).arrivals == Closed(users=9)
-
-
-def test_a_changing_load_is_calibrated_at_its_busiest() -> None:
-    steps = Steps(steps=(Step(rate=1, for_s=Seconds(20)), Step(rate=50, for_s=Seconds(20))))
-    found = planned(Scenario(arrivals=steps), 3).arrivals
-    assert isinstance(found, Poisson)
-    assert 45 < found.rate < 90
-
-
-@pytest.mark.parametrize(
-    ("arrivals", "share"),
-    [(Poisson(rate=40), Poisson(rate=10)), (Closed(users=9, think_time_s=Seconds(1)), Closed(3, Seconds(1)))],
-)
-def test_one_worker_s_share_of_a_load_is_its_part_of_the_rate_or_the_users(arrivals, share) -> None:
-    found = planned(Scenario(arrivals=arrivals, max_in_flight=101), 3, share_of=4)
-    assert found.arrivals == share
-    assert found.max_in_flight == 26
-    scenarios.check(found, "calibration")
+from harness.workload.scenario import Constant, Mock, Scenario, Seconds, Traffic
 
 
 @pytest.mark.parametrize(
@@ -84,13 +38,12 @@ def test_the_load_is_carried_as_the_run_will_carry_it(monkeypatch, tmp_path, ask
     """Or, where the workers are elsewhere, as one of them will; the floor says which."""
     driven: list[tuple[Scenario, int]] = []
 
-    def drive(scenario: Scenario, runs: Path, _: object, *, workers: int):
+    def drive(scenario: Scenario, _folder: Path, _: object, *, workers: int) -> list[object]:
         driven.append((scenario, workers))
-        runlog.write_json(runs / "calibration.json", {})
-        return runs, []
+        return []
 
-    def measure(_folder, _truths, _window, _profile, share_of: int) -> Floor:
-        return floor_of(400, workers=driven[0][1], share_of=share_of)
+    def measure(_folder, _truths, _window, _profile, share_of: int, unlike: tuple[str, ...]) -> Floor:
+        return floor_of(400, workers=driven[0][1], share_of=share_of, unlike=unlike)
 
     monkeypatch.setattr(calibration, "_driven", drive)
     monkeypatch.setattr(calibration, "_floor", measure)
@@ -99,6 +52,38 @@ def test_the_load_is_carried_as_the_run_will_carry_it(monkeypatch, tmp_path, ask
     assert isinstance(scenario.arrivals, Constant)
     assert (workers, scenario.arrivals.rate) == carried
     assert said in floor_line(found)
+
+
+def test_a_calibration_without_an_answer_says_what_came_instead(monkeypatch, tmp_path) -> None:
+    def drive(_scenario: Scenario, folder: Path, _: object, *, workers: int) -> list[object]:
+        pq.write_table(
+            table([failure(seq=0), failure(seq=1), dropped(seq=2)] * workers), folder / "requests.parquet"
+        )
+        return []
+
+    monkeypatch.setattr(calibration, "_driven", drive)
+    with pytest.raises(EngineError, match=r"no request .* was answered: 2 http_error, 1 dropped$"):
+        calibration.calibrate(Scenario(arrivals=Constant(rate=60)), tmp_path)
+
+
+@pytest.mark.parametrize("cause", [EngineError("the mock died"), OSError(28, "No space left on device")])
+def test_a_run_goes_on_without_the_floor_that_could_not_be_measured(monkeypatch, cause) -> None:
+    def drive(*_: object, **__: object) -> None:
+        raise cause
+
+    monkeypatch.setattr(calibration, "_driven", drive)
+    found = calibration.beforehand(Scenario(arrivals=Constant(rate=60)), workers=1, remote=0)
+    assert floor_line(found) == f"not measured, because {cause}"
+
+
+def test_an_interrupted_calibration_leaves_no_folder(monkeypatch, tmp_path) -> None:
+    def drive(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration, "_driven", drive)
+    with pytest.raises(KeyboardInterrupt):
+        calibration.calibrate(Scenario(arrivals=Constant(rate=60)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def floor_of(n: int, **values) -> Floor:
@@ -138,14 +123,6 @@ def test_one_late_write_does_not_make_the_mock_the_limit(p99_s, longest_s, blame
     assert ("the mock was" in calibration._cause(measured, [])) is blamed
 
 
-@pytest.mark.parametrize(
-    ("due_s", "seconds", "expected"),
-    [([], 1, 1), ([5.0], 1, 1), ([0, 0.5, 1.0], 1, 2), ([0, 1, 2, 2.1, 2.2, 9], 1, 3), ([0, 0, 0], 1, 3)],
-)
-def test_the_busiest_window_is_counted(due_s: list[float], seconds: float, expected: int) -> None:
-    assert busiest_count(due_s, seconds) == expected
-
-
 @given(limit=st.integers(1, 100_000), start=st.integers(1, 200))
 def test_the_search_ends_within_a_tenth_below_the_limit(limit: int, start: int) -> None:
     asked: list[int] = []
@@ -180,7 +157,21 @@ def test_streams_are_paced_so_that_as_many_are_open_as_was_asked_for(tmp_path) -
 def test_rates_are_tried_on_the_scenarios_own_mix_without_delay() -> None:
     mix = (Traffic(kind="stream"),)
     found = at_rate(Scenario(traffic=mix, duration_s=Seconds(9)), 200)
-    assert (found.traffic, found.mock.profile, schedule.planned(found)) == (mix, "fast", 600)
+    assert ([entry.kind for entry in found.traffic], found.mock.profile) == (["stream"], "fast")
+    assert schedule.planned(found) == 600
+
+
+@pytest.mark.parametrize("rate", [100, 6400])
+def test_sessions_are_tried_without_pauses_and_with_the_users_that_they_need(rate: int) -> None:
+    """By Little's law: too small a pool, as the scenario's own may be, is no limit of the machine's."""
+    chat = Traffic(kind="stream", weight=1, turns=6, think_time_s=Seconds(2), users=3)
+    found = at_rate(Scenario(traffic=(chat, Traffic(kind="completion", weight=3)), max_in_flight=9), rate)
+    sessions, completions = found.traffic
+    assert sessions.think_time_s == 0
+    assert sessions.users >= rate / 4 * 6 * 0.05
+    assert completions.users >= rate * 3 / 4 * 0.05
+    assert found.max_in_flight == sessions.users + completions.users < 1.5 * rate
+    scenarios.check(found, "limits")
 
 
 def test_a_limit_names_what_stops_the_next_trial() -> None:
@@ -188,6 +179,8 @@ def test_a_limit_names_what_stops_the_next_trial() -> None:
     limit = Limit("streams", "open at once", 100, False, trials[1].cause, trials)
     text = tables([calibration.limit_sheet([limit])])
     assert "100 open at once" in text
+    rate = Limit("arrival rate", "1/s", 750, True, "", [Trial(750, "", 0.4)])
+    assert "≥ 750 /s" in tables([calibration.limit_sheet([rate])])
     assert "lateness P99 is 12 ms" in text
     assert "40.0 %" in text
 
@@ -207,4 +200,7 @@ def test_a_calibration_finds_the_truth_of_every_request(tmp_path) -> None:
     assert found.added["response"].minimum > 0
     saved = (tmp_path / found.run / "calibration.json").read_bytes()
     assert msgspec.json.decode(saved, type=Floor) == found
-    assert "TTFT, added" in tables(calibration.sheets(found))
+    assert all(spread.n >= LEAST for spread in found.added.values())
+    shown = tables(calibration.sheets(found))
+    assert "TTFT, added" in shown
+    assert "longest gap, error" in shown
