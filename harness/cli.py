@@ -1,17 +1,20 @@
 """The command line: one function a verb; stdout is the product, stderr the progress.
 
-Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, 3 INCONCLUSIVE, 4 INVALID.
-Nothing heavy is imported before a verb needs it.
+Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, or a file that cannot be read or written,
+3 INCONCLUSIVE, 4 INVALID, 70 a bug of ours (EX_SOFTWARE of sysexits.h), 130 interrupted before there was
+anything to judge (128 + SIGINT, as shells say). Nothing heavy is imported before a verb needs it.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import shutil
+import signal
 import sys
-import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +28,7 @@ from harness.mock.command import mock
 
 if TYPE_CHECKING:
     from harness.calibrate import Trial
+    from harness.conduct import Remote
     from harness.report.facts import RunReport
     from harness.report.progress import Progress
 
@@ -33,21 +37,41 @@ _THRESHOLD = (
     "An objective: `ttft: p(99) < 500ms`. It replaces the scenario's with the same left side, or is added. "
     "May be repeated."
 )
-_EXIT_CODES = "Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, 3 INCONCLUSIVE, 4 INVALID."
+_EXIT_CODES = (
+    "Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, 3 INCONCLUSIVE, 4 INVALID, "
+    "70 a bug of the harness, 130 interrupted before there was anything to judge."
+)
+_BUG, _INTERRUPTED = 70, 130
+_LISTEN = "127.0.0.1:5557"
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 class _Verbs(click.Group):
-    """A group whose verbs may raise HarnessError: a line on stderr for each mistake, exit code 2."""
+    """A group whose verbs may raise what the exit codes above are for: a line on stderr for each mistake."""
 
     def invoke(self, ctx: click.Context) -> object:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that knows no `≥` still shows the verdict
         try:
             return super().invoke(ctx)
         except HarnessError as error:
             for each in (error, *(error.others if isinstance(error, ConfigError) else ())):
-                click.echo(f"harness: {each}", err=True)
+                _tell(f"harness: {each}")
             ctx.exit(2)
+        except KeyboardInterrupt as stop:
+            _tell(f"harness: {str(stop) or 'interrupted'}")
+            ctx.exit(_INTERRUPTED)
+        except OSError as error:
+            _close(sys.stdout)
+            where = f"{error.filename}: " if error.filename else ""
+            _tell(f"harness: {where}{error.strerror or error}")
+            ctx.exit(2)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception:  # noqa: BLE001 - as Python would show it, but for its exit code, which says FAIL
+            _tell(f"{traceback.format_exc()}harness: this is a bug: please report it, with the lines above")
+            ctx.exit(_BUG)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
@@ -86,13 +110,13 @@ def main() -> None:
     type=click.IntRange(min=1),
     help="Wait for this many `harness worker`s instead; with a mock, on loopback only.",
 )
-@click.option("--listen", default="127.0.0.1:5557", show_default=True, help="Where they find this run.")
+@click.option("--listen", metavar="HOST:PORT", help=f"Where they find this run.  [default: {_LISTEN}]")
 @click.option("--web", is_flag=True, help="Serve Locust's web UI on loopback meanwhile.")
 @click.option(
     "--calibrate/--no-calibrate",
     default=True,
     show_default=True,
-    help="First measure the harness's own error at this load, against the mock: some seconds.",
+    help="First measure the harness's own error at this load, against the mock: some ten seconds.",
 )
 @click.option("--no-telemetry", is_flag=True, help="Make no spans and metrics.")
 @click.option(
@@ -114,7 +138,7 @@ def run(
     seed: int | None,
     workers: int,
     remote: int | None,
-    listen: str,
+    listen: str | None,
     web: bool,
     calibrate: bool,
     no_telemetry: bool,
@@ -128,12 +152,14 @@ def run(
     The API's key is read from HARNESS_API_KEY (or DEEPSEEK_API_KEY, OPENAI_API_KEY), in the
     environment or in a `.env` file; never from a flag.
     """
+    _heed_signals()
     import msgspec
     from dotenv import find_dotenv, load_dotenv
 
     from harness import calibrate as calibration
-    from harness import conduct, preflight
+    from harness import conduct, preflight, runlog
     from harness.client.target import api_key, key_variables
+    from harness.report.facts import floor_line
     from harness.workload import scenario as scenarios
 
     load_dotenv(find_dotenv(usecwd=True))
@@ -150,30 +176,55 @@ def run(
     if no_telemetry:
         scenario = msgspec.structs.replace(scenario, telemetry=False)
     preflight.check(scenario, scenario_file or f"scenario {scenario.name!r}", given=thresholds)
+    elsewhere = _remote(remote, listen, workers)
+    if elsewhere is not None:
+        conduct.check_listen(elsewhere)
+    runlog.check_root(runs)
     if scenario.target.startswith("https:") and not api_key(scenario.target, os.environ):
         names = " or ".join(key_variables(scenario.target))
-        click.echo(f"harness: no API key: set {names} in the environment or in .env", err=True)
+        _tell(f"harness: no API key: set {names} in the environment or in .env")
     if web:
-        click.echo("harness: Locust's web UI is at http://127.0.0.1:8089", err=True)
+        _tell("harness: Locust's web UI is at http://127.0.0.1:8089")
     floor = None
     if calibrate:
-        click.echo("harness: measuring the harness's own error first; --no-calibrate skips it", err=True)
-        with tempfile.TemporaryDirectory() as aside:
-            floor = calibration.calibrate(scenario, Path(aside), workers=workers, remote=remote or 0)
+        _tell("harness: measuring the harness's own error first; --no-calibrate skips it")
+        floor = calibration.beforehand(scenario, workers=workers, remote=remote or 0)
+        if floor.why_not:
+            _tell(f"harness: noise floor: {floor_line(floor)}")
     with _shown_progress() as show:
         folder = conduct.conduct(
-            scenario,
-            runs=runs,
-            workers=workers,
-            remote=None if remote is None else conduct.Remote(*_address("--listen", listen), remote),
-            web=web,
-            on_progress=show,
+            scenario, runs=runs, workers=workers, remote=elsewhere, web=web, on_progress=show
         )
-    if floor is not None:
-        calibration.keep(floor, folder)
-    report = conduct.judged(folder)
-    conduct.write_reports(folder, report)
+    try:
+        if floor is not None:
+            calibration.keep(floor, folder)
+        report = conduct.judged(folder)
+        conduct.write_reports(folder, report)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; `harness report {folder}` judges what was recorded") from None
     _finish(report)
+
+
+def _remote(workers: int | None, listen: str | None, local: int) -> Remote | None:
+    """The workers on other machines, if there are to be any."""
+    from harness.conduct import Remote
+
+    if workers is None:
+        if listen is not None:
+            raise ConfigError("--listen", "", listen, "give --remote too: nobody is waited for")
+        return None
+    if local > 1:
+        raise ConfigError("--workers", "", local, "with --remote, all workers are elsewhere: leave it out")
+    return Remote(*_address("--listen", listen or _LISTEN), workers)
+
+
+def _heed_signals() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, with all that it has started.
+
+    Both are set: what a shell starts in the background ignores SIGINT.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 @main.command(short_help="Judge a recorded run again; print one form of the report.")
@@ -208,7 +259,7 @@ def report(folder: Path | None, runs: Path, thresholds: tuple[str, ...], window:
         if not judged.by_hand:
             conduct.write_reports(folder, judged)
         _finish(judged)
-    click.echo(conduct.rendered(judged, asked[0]), nl=False)
+    _print(conduct.rendered(judged, asked[0]).encode())  # UTF-8, as these forms say of themselves
     sys.exit(judged.verdict.exit_code)
 
 
@@ -217,7 +268,7 @@ def _newest(runs: Path) -> Path:
     found = sorted(header.parent for header in runs.glob("*/run.json"))
     if not found:
         raise ConfigError("RUN", "", None, f"there is no run below {runs}; give the folder of one")
-    click.echo(f"harness: RUN is {found[-1]}, the newest below {runs}", err=True)
+    _tell(f"harness: RUN is {found[-1]}, the newest below {runs}")
     return found[-1]
 
 
@@ -252,10 +303,10 @@ def doctor(scenario_file: str | None, target: str | None, as_json: bool) -> None
         examined = parse(url, key=api_key(url, os.environ))
         findings = list(surgery.examine(examined, scenario, os.environ, given=given, on_ask=show))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+        _print(msgspec.json.format(msgspec.json.encode(findings), indent=2) + b"\n")
     else:
         sheet = surgery.sheet(examined.url, findings)
-        click.echo(tables([sheet], **_paper(), styles=surgery.STYLES), nl=False)
+        _print(tables([sheet], **_paper(), styles=surgery.STYLES))
     sys.exit(surgery.exit_code(findings))
 
 
@@ -285,11 +336,11 @@ def profile(
     load_dotenv(find_dotenv(usecwd=True))
     loaded = scenarios.load(Path(scenario_file) if scenario_file else None)
     scenario = scenarios.override(loaded, target=target, rate=rate)
-    click.echo("harness: measuring the way to the target first, for 15 s at most", err=True)
+    _tell("harness: measuring the way to the target first, for 15 s at most")
     with _shown_progress() as show:
         found, folder = profiling.profile(scenario, runs, os.environ, seconds=seconds, on_progress=show)
-    click.echo(tables(profiling.sheets(found), **_paper()), nl=False)
-    click.echo(f"\nFiles  {folder}/profile.json, profile.prof, ticks.json")
+    _print(tables(profiling.sheets(found), **_paper()))
+    _print(f"\nFiles  {folder}/profile.json, profile.prof, ticks.json\n")
     sys.exit(profiling.exit_code(found))
 
 
@@ -298,7 +349,9 @@ def profile(
 @click.option("--rate", type=float, help="Arrivals per second.")
 @click.option("--users", type=click.IntRange(min=1), help="Virtual users.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
-@click.option("--seconds", type=click.FloatRange(min=2), default=5.0, show_default=True, help="How long.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=2), default=5.0, show_default=True, help="How long at least."
+)
 @click.option("--limits", is_flag=True, help="Search the highest rate and stream count too: some minutes.")
 @click.option(
     "--runs", type=_FOLDER, default=Path("runs"), show_default=True, help="Where the run folder is made."
@@ -314,23 +367,27 @@ def calibrate(
 ) -> None:
     """Measure the harness's own error at a scenario's planned load, against the mock's truth log.
 
-    What is below three times that error cannot be resolved on this machine at this load.
+    What is below three times that error cannot be resolved on this machine at this load. Ctrl-C ends it, and
+    leaves nothing.
     """
+    _heed_signals()
     from harness import calibrate as calibration
-    from harness import runlog
+    from harness import preflight, runlog
     from harness.report.tables import tables
     from harness.workload import scenario as scenarios
 
     loaded = scenarios.load(Path(scenario_file) if scenario_file else None)
     scenario = scenarios.override(loaded, rate=rate, users=users)
+    preflight.check(scenario, scenario_file or f"scenario {scenario.name!r}")
+    runlog.check_root(runs)
     with _shown_progress() as show:
         floor = calibration.calibrate(scenario, runs, workers=workers, seconds=seconds, on_progress=show)
-    click.echo(tables(calibration.sheets(floor), **_paper()), nl=False)
+    _print(tables(calibration.sheets(floor), **_paper()))
     if limits:
         found = calibration.limits(scenario, on_trial=_shown_trial)
         runlog.write_json(runs / floor.run / "limits.json", found)
-        click.echo("\n" + tables([calibration.limit_sheet(found)], **_paper()), nl=False)
-    click.echo(f"\nFiles  {runs / floor.run}/calibration.json{', limits.json' if limits else ''}")
+        _print("\n" + tables([calibration.limit_sheet(found)], **_paper()))
+    _print(f"\nFiles  {runs / floor.run}/calibration.json{', limits.json' if limits else ''}\n")
 
 
 main.add_command(mock)
@@ -342,7 +399,7 @@ def mock_fit(folder: Path) -> None:
     """Print a latency profile that makes the mock behave like a recorded run: `… > mine.yaml`."""
     from harness import conduct
 
-    click.echo(conduct.fitted_profile(folder), nl=False)
+    _print(conduct.fitted_profile(folder).encode())
 
 
 @main.command(short_help="Carry a share of a run that another machine conducts.")
@@ -352,9 +409,12 @@ def mock_fit(folder: Path) -> None:
 )
 def worker(master: str, runs: Path) -> None:
     """Carry a share of a run that another machine conducts; the records are sent there as they come."""
-    from harness import conduct
+    from harness import conduct, runlog
 
-    conduct.work(*_address("--master", master), runs)
+    host, port = _address("--master", master)
+    conduct.check_master(host)
+    runlog.check_root(runs)
+    conduct.work(host, port, runs)
 
 
 @main.group(short_help="Check scenario files; print their schema.")
@@ -373,7 +433,7 @@ def scenario_schema() -> None:
 
     from harness.workload.scenario import schema
 
-    click.echo(msgspec.json.format(msgspec.json.encode(schema()), indent=2).decode())
+    _print(msgspec.json.format(msgspec.json.encode(schema()), indent=2) + b"\n")
 
 
 @scenario.command("check", short_help="Print a file whole, or all that is wrong with it.")
@@ -387,7 +447,7 @@ def scenario_check(scenario_file: str) -> None:
 
     checked = scenarios.load(Path(scenario_file))
     preflight.check(checked, scenario_file)
-    click.echo(yaml.safe_dump(scenarios.to_builtins(checked), sort_keys=False, allow_unicode=True), nl=False)
+    _print(yaml.safe_dump(scenarios.to_builtins(checked), sort_keys=False, allow_unicode=True).encode())
 
 
 @main.command(hidden=True)
@@ -433,7 +493,7 @@ def _plain_progress(line: Callable[[Progress], str]) -> Callable[[Progress], Non
         nonlocal shown_s
         if time.monotonic() - shown_s >= _PLAIN_EVERY_S:
             shown_s = time.monotonic()
-            click.echo(line(now), err=True)
+            _tell(line(now))
 
     return show
 
@@ -446,7 +506,34 @@ def _address(flag: str, text: str) -> tuple[str, int]:
 
 
 def _shown_trial(what: str, trial: Trial) -> None:
-    click.echo(f"{what} {trial.load:,}: {trial.cause or 'within budget'}", err=True)
+    _tell(f"{what} {trial.load:,}: {trial.cause or 'within budget'}")
+
+
+def _tell(text: str) -> None:
+    """A line on stderr, for as long as somebody reads it: nothing that is said there is worth a run."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _close(sys.stderr)
+
+
+def _print(text: str | bytes) -> None:
+    """Something on stdout; a reader who has gone, like `head`, has had enough, and all else is an error."""
+    try:
+        click.echo(text, nl=False)
+    except BrokenPipeError:
+        _close(sys.stdout)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from error
+
+
+def _close(stream: TextIO) -> None:
+    """Let what is left in a stream that takes nothing go nowhere: at the exit, Python would try it again."""
+    try:
+        stream.flush()
+    except OSError:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class _Paper(TypedDict):
@@ -466,5 +553,5 @@ def _obeys_escapes(stream: TextIO) -> bool:
 def _finish(report: RunReport) -> NoReturn:
     from harness.report.terminal import terminal
 
-    click.echo(terminal(report, **_paper()), nl=False)
+    _print(terminal(report, **_paper()))
     sys.exit(report.verdict.exit_code)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import Ran
 from launching import (
+    CALM,
     assert_books_balance,
     failed_checks,
     family,
+    free_port,
     harness,
     has_samples,
     interrupt,
@@ -144,8 +149,58 @@ def test_the_load_ends_when_harness_run_is_killed_and_its_run_is_not_judged_befo
     assert "is still being written by worker 0" in early.stderr
     assert not alive, gone
     done = harness("report", folder, cwd=tmp_path)
-    assert runlog.read_manifest(folder).stop_reason == "interrupted", done.stderr
+    assert runlog.read_manifest(folder).stop_reason == "killed", done.stderr
+    assert done.returncode == 4  # what failed, for want of the mock that died with it, is no server's fault
+    assert "completed" in failed_checks(folder)
     assert_books_balance(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [("--workers", "2"), ("--remote", "1")], ids=["here", "elsewhere"])
+def test_an_interrupt_before_the_run_begins_is_one_line_and_leaves_nothing(
+    tmp_path: Path, workers: tuple[str, str], number: signal.Signals
+) -> None:
+    listen = ("--listen", f"127.0.0.1:{free_port()}") if "--remote" in workers else ()
+    command = verb("run", "smoke", *workers, *listen, "--runs", tmp_path / "runs")
+    with launched(command, cwd=tmp_path) as process:
+        until(lambda: any("locust" in each.cmdline() for each in family(process)))
+        started = family(process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "harness: interrupted before the run began: nothing was sent"
+    assert "Traceback" not in err
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_run_whose_progress_nobody_reads_is_judged_all_the_same(tmp_path: Path) -> None:
+    """As by `harness run 2>&1 | head -1`: both ends of its output are gone."""
+    scenario = write_scenario(tmp_path, budgets=CALM, telemetry=False)
+    words = " ".join(shlex.quote(word) for word in verb("run", scenario, "--runs", tmp_path / "runs"))
+    script = ["bash", "-c", f'{words} 2>&1 | true; exit "${{PIPESTATUS[0]}}"']
+    with launched(script, cwd=tmp_path) as process:
+        process.communicate(timeout=60)
+    folder = only_run(tmp_path / "runs")
+    assert process.returncode == summary(folder)["verdict"]["exit_code"]
+    assert_books_balance(folder)
+
+
+def test_a_report_in_an_encoding_that_lacks_its_signs_is_still_a_report(mixed_run: Ran) -> None:
+    environ = {"PYTHONIOENCODING": "ascii"}
+    done = harness("report", mixed_run.folder, cwd=mixed_run.folder.parent, **environ)
+    assert done.returncode == mixed_run.done.returncode
+    assert "Objectives" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_report_that_cannot_be_written_is_one_line(mixed_run: Ran, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(mixed_run.folder, folder)
+    (folder / "summary.json.part").mkdir()
+    done = harness("report", folder, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"harness: {folder / 'summary.json.part'}: Is a directory\n"
 
 
 def engine_of(pid: int) -> psutil.Process:
