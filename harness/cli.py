@@ -195,6 +195,7 @@ def run(
         folder = conduct.conduct(
             scenario, runs=runs, workers=workers, remote=elsewhere, web=web, on_progress=show
         )
+    _tell(f"harness: judging {folder}")
     try:
         if floor is not None:
             calibration.keep(floor, folder)
