@@ -62,11 +62,18 @@ class Budgets:
     lump_share: float = 0.5
     """Of the streams with so many chunks."""
     lump_chunks: int = 8
-    """A stream of at least so many chunks in at most `lump_reads` reads came in one lump ..."""
+    """A stream of at least so many chunks came in lumps if there were so many to a read, on average. A
+    proxy's block of 4 KB holds twelve; of servers that write each step's tokens apart, hardly one writes
+    as many."""
     lump_reads: int = 2
-    """See `lump_chunks`."""
+    """Or if all were in so few reads: the head may come before what was held back ..."""
+    lump_spread: float = 0.05
+    """... or if all came within this share of the service time, be it in many reads, ..."""
+    lump_gap_s: float = 0.0005
+    """... and closer together than this, on average: an answer that is short for its prompt is also told
+    in a small share of its time, but no faster than a server speaks."""
     lump_service_s: float = 0.100
-    """... if it took this long: a server that is done sooner may well send all in one piece."""
+    """And if it took this long: a server that is done sooner may well send all in one piece."""
 
 
 BUDGETS = Budgets()

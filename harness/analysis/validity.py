@@ -298,21 +298,31 @@ def _client_errors(measures: Measures, window: Window, budgets: Budgets) -> Iter
 
 
 def _lumps(measures: Measures, window: Window, budgets: Budgets) -> Iterator[Check]:
-    """Did streams arrive in one piece at their end, as through a proxy, gzip or a client that buffers?
+    """Did streams arrive in one piece at their end, or block by block, as through a proxy that buffers?
 
     The records cannot tell that from a server that thinks for long and then says all at once; the
     remedy names the other possibility.
     """
     chosen = judged(measures, window) & measures.ok & measures.streaming
-    gaps = np.bincount(measures.itl_owner, minlength=len(measures))
-    moved = np.bincount(measures.itl_owner, weights=measures.itl > 0, minlength=len(measures))
+    owner, count = measures.itl_owner, len(measures)
+    gaps = np.bincount(owner, minlength=count)
+    reads = np.bincount(owner, weights=measures.itl > 0, minlength=count) + 1
+    spread = np.bincount(owner, weights=measures.itl, minlength=count)
     long_enough = chosen & (gaps + 1 >= budgets.lump_chunks)
     n = int(long_enough.sum())
     if not n:
         return
-    lumped = long_enough & (moved + 1 <= budgets.lump_reads) & (measures.service >= budgets.lump_service_s)
-    observed = float(lumped.sum()) / n
+    slow = long_enough & (measures.service >= budgets.lump_service_s)
+    at_once = (spread <= budgets.lump_spread * measures.service) & (spread <= budgets.lump_gap_s * gaps)
+    whole = slow & ((reads <= budgets.lump_reads) | at_once)
+    blocks = slow & ~whole & (gaps + 1 >= budgets.lump_chunks * reads)
+    observed = float((whole | blocks).sum()) / n
     passed = observed <= budgets.lump_share
+    cause = f"{int(whole.sum()):,} of {n:,} streams arrived in one lump"
+    if blocks.any():
+        size = float(((gaps + 1) / reads)[blocks].mean())
+        of_blocks = f"{int(blocks.sum()):,} of {n:,} streams arrived in blocks of {size:.0f} chunks"
+        cause = f"{cause}, {of_blocks}" if whole.any() else of_blocks
     yield Check(
         "lumps",
         passed=passed,
@@ -320,11 +330,15 @@ def _lumps(measures: Measures, window: Window, budgets: Budgets) -> Iterator[Che
         budget=budgets.lump_share,
         unit="1",
         n=n,
-        cause=f"{int(lumped.sum()):,} of {n:,} streams arrived in one lump",
+        cause=cause,
         remedy=""
         if passed
-        else "look for a proxy or compression that buffers; if the server really sends all at once, "
-        "its traffic is no stream: use kind: completion",
+        else "look for a proxy or compression that buffers; if the server really sends "
+        + (
+            "all at once, its traffic is no stream: use kind: completion"
+            if whole.sum() >= blocks.sum()
+            else "so many chunks at a time: budgets.lump_share: 1"
+        ),
     )
 
 

@@ -341,13 +341,18 @@ class Budgets(_Section, frozen=True):
     clock_step_s: Seconds = _seconds(0.05, "clock_step")
     """How far the wall clock may jump against the monotonic clock between two samples."""
     lump_share: Share = 0.5
-    """Streams that arrive in one lump, of those with `lump_chunks` chunks or more."""
+    """Streams that arrive in lumps, of those with `lump_chunks` chunks or more."""
     lump_chunks: PositiveInt = 8
-    """A stream of at least so many chunks in at most `lump_reads` reads came in one lump ..."""
+    """A stream of at least so many chunks came in lumps if there were so many to a socket read, on
+    average, ..."""
     lump_reads: PositiveInt = 2
-    """See `lump_chunks`."""
+    """... or if all were in at most so many reads, ..."""
+    lump_spread: Share = 0.05
+    """... or if all came within this share of its service time ..."""
+    lump_gap_s: Seconds = _seconds(0.0005, "lump_gap")
+    """... and closer together than this, on average; ..."""
     lump_service_s: Seconds = _seconds(0.1, "lump_service")
-    """... if it took at least this long."""
+    """... provided that it took at least this long."""
 
 
 class Mock(_Section, frozen=True):

@@ -427,6 +427,44 @@ def test_streams_that_arrive_in_one_lump_are_invalid(reads, chunks, took, passed
     assert checks(streams(20, reads, chunks, took))["lumps"].passed is passed
 
 
+def told_last(chunks, apart, took, seq=0):
+    """A stream whose chunks all come at its end, each so many milliseconds after the one before."""
+    end = ms(10 * seq + took)
+    stamps = [end - ms(apart * (chunks - 1 - chunk)) for chunk in range(chunks)]
+    return stream(seq=seq, chunk_ns=stamps, first_token_ns=stamps[0], ended_ns=end)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "apart", "took", "passed"),
+    [
+        (800, 0.002, 3300, False),  # 218 KB by a proxy that read them whole
+        (800, 0.1, 3300, False),  # over a slow line, or written chunk by chunk
+        (8, 5, 3000, True),  # a short answer to a long prompt
+        (200, 0.4, 100, True),  # a fast server that began at once
+        (800, 0.002, 50, True),  # a fast server sends all in one piece
+    ],
+)
+def test_what_comes_all_at_the_end_is_a_lump_in_however_many_reads(chunks, apart, took, passed):
+    found = checks([told_last(chunks, apart, took, seq) for seq in range(20)])["lumps"]
+    assert found.passed is passed
+    assert "kind: completion" in found.remedy or passed
+
+
+@pytest.mark.parametrize(("reads", "passed"), [(5, False), (8, False), (9, True), (32, True)])
+def test_streams_that_arrive_block_by_block_are_invalid(reads, passed):
+    found = checks(streams(20, reads, 64, 400))["lumps"]
+    assert found.passed is passed
+    assert passed or found.cause == f"20 of 20 streams arrived in blocks of {64 / reads:.0f} chunks"
+    assert passed or "budgets.lump_share: 1" in found.remedy
+
+
+@pytest.mark.parametrize(("lumps", "passed"), [(10, True), (11, False)])
+def test_half_of_the_streams_may_come_in_lumps(lumps, passed):
+    rows = [told_last(16, 0, 400, seq) for seq in range(lumps)]
+    rows += [told_last(16, 10, 400, seq) for seq in range(lumps, 20)]
+    assert checks(rows)["lumps"].passed is passed
+
+
 def test_short_streams_say_nothing_of_lumps():
     assert "lumps" not in checks(streams(20, 1, 4, 400))
 

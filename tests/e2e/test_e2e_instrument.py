@@ -33,6 +33,7 @@ from launching import (
     has_samples,
     launched,
     only_run,
+    rows,
     summary,
     until,
     verb,
@@ -222,11 +223,12 @@ def test_spans_that_nobody_takes_make_the_run_invalid(mock: MockServer, tmp_path
 
 
 class BufferingProxy(threading.Thread):
-    """Holds each answer back until the server has closed the connection."""
+    """Holds each answer back until the server has closed the connection, or has sent so many bytes more."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, block: int | None = None) -> None:
         super().__init__(daemon=True)
         self._far = urlsplit(target)
+        self._block = block
         self._listening = threading.Event()
         self.port = 0
 
@@ -247,7 +249,11 @@ class BufferingProxy(threading.Thread):
         asked += await reader.readexactly(int(length))
         far_reader, far_writer = await asyncio.open_connection(self._far.hostname, self._far.port)
         far_writer.write(asked.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-        writer.write(await far_reader.read())
+        if self._block is None:
+            far_reader = _reader_of(await far_reader.read())
+        while piece := await _piece(far_reader, self._block or 16_384):
+            writer.write(piece)
+            await asyncio.sleep(0.001)  # as over a line: one read does not take it all
         for each in (far_writer, writer):
             each.close()
             await each.wait_closed()
@@ -262,6 +268,20 @@ class BufferingProxy(threading.Thread):
         self.join(10)
 
 
+def _reader_of(answer: bytes) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    reader.feed_data(answer)
+    reader.feed_eof()
+    return reader
+
+
+async def _piece(reader: asyncio.StreamReader, size: int) -> bytes:
+    try:
+        return await reader.readexactly(size)
+    except asyncio.IncompleteReadError as end:
+        return end.partial
+
+
 def test_a_proxy_that_buffers_streams_makes_the_run_invalid(slow_mock: MockServer, tmp_path: Path) -> None:
     with BufferingProxy(slow_mock.url) as url:
         folder = run_against(
@@ -269,6 +289,36 @@ def test_a_proxy_that_buffers_streams_makes_the_run_invalid(slow_mock: MockServe
         )
     assert set(summary(folder)["summary"]["total"]["outcomes"]) == {"ok"}
     assert_blamed(folder, "lumps", r"(\d+) of \1 streams arrived in one lump", "a proxy or compression that")
+
+
+def test_a_proxy_that_buffers_long_streams_makes_the_run_invalid_in_however_many_reads(
+    slow_mock: MockServer, tmp_path: Path
+) -> None:
+    """Some 140 KB each."""
+    with BufferingProxy(slow_mock.url) as url:
+        folder = run_against(
+            url,
+            tmp_path,
+            traffic=[{"kind": "stream", "output": {"distribution": "fixed", "tokens": 500}}],
+            arrivals={"process": "constant", "rate": 5},
+            duration="2s",
+        )
+    assert_blamed(folder, "lumps", r"(\d+) of \1 streams arrived in one lump", "a proxy or compression that")
+    assert max(len(set(row["chunk_ns"])) for row in rows(folder)) > 2
+
+
+def test_a_proxy_that_hands_on_block_by_block_makes_the_run_invalid(
+    slow_mock: MockServer, tmp_path: Path
+) -> None:
+    with BufferingProxy(slow_mock.url, block=4096) as url:
+        folder = run_against(
+            url,
+            tmp_path,
+            traffic=[{"kind": "stream", "output": {"distribution": "fixed", "tokens": 100}}],
+            arrivals={"process": "constant", "rate": 10},
+            duration="2s",
+        )
+    assert_blamed(folder, "lumps", r"in blocks of 1\d chunks", "a proxy or compression that")
 
 
 def test_too_few_open_files_make_the_run_invalid_and_do_not_end_it_early(
