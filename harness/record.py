@@ -118,6 +118,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     bytes_in: int
     bytes_out: int
     tags: Mapping[str, str]
+    queued_ns: int | None = None
+    """When its arrival began to wait for an idle virtual user; None: it did not have to."""
 
 
 class Run(msgspec.Struct, frozen=True):

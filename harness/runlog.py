@@ -83,6 +83,7 @@ SCHEMA = pa.schema(
         pa.field("bytes_in", _I64, nullable=False),
         pa.field("bytes_out", _I64, nullable=False),
         pa.field("tags", pa.map_(_TEXT, _TEXT), nullable=False),
+        pa.field("queued_ns", _I64),
     ]
 )
 """One row a Record. `usage` is flattened; everything else bears the Record's own name."""
@@ -279,7 +280,7 @@ class Tail:
                     if message.type == "schema":
                         self._schema = pa.ipc.read_schema(message)
                     else:
-                        batches.append(pa.ipc.read_record_batch(message, self._schema))
+                        batches.append(_completed(pa.ipc.read_record_batch(message, self._schema)))
                 except StopIteration:  # the end-of-stream mark, or a torn one
                     self.offset += _END_BYTES if size - self.offset >= _END_BYTES else 0
                     break
@@ -292,6 +293,14 @@ class Tail:
     def torn_bytes(self) -> int:
         """Bytes after the last whole message."""
         return self.path.stat().st_size - self.offset
+
+
+def _completed(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch as of `SCHEMA`: a log of an earlier version lacks the columns that have been added since."""
+    for place, field in enumerate(SCHEMA):
+        if field.name not in batch.schema.names:
+            batch = batch.add_column(place, field, pa.nulls(len(batch), field.type))
+    return batch
 
 
 def check_root(root: Path, source: str = "--runs") -> None:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from factories import record
 from hypothesis import given
@@ -112,6 +113,18 @@ def test_merging_puts_workers_in_order_of_arrival(tmp_path: Path) -> None:
     assert table["seq"].to_pylist() == [0, 1, 2, 3]
     assert table["worker"].to_pylist() == [0, 1, 0, 1]
     assert table.schema.equals(runlog.MERGED_SCHEMA)
+
+
+def test_a_log_of_an_earlier_version_lacks_columns_and_is_read_all_the_same(tmp_path: Path) -> None:
+    batch = runlog.to_batch([record(seq=seq) for seq in range(3)]).drop_columns(["queued_ns"])
+    with pa.ipc.new_stream(str(runlog.records_path(tmp_path, 0)), batch.schema) as stream:
+        stream.write_batch(batch)
+    table, torn_bytes = runlog.merge(tmp_path)
+    assert (table["seq"].to_pylist(), torn_bytes) == ([0, 1, 2], 0)
+    pq.write_table(table.drop_columns(["queued_ns"]), tmp_path / "requests.parquet")
+    read = runlog.read_requests(tmp_path)
+    assert read.schema.equals(runlog.MERGED_SCHEMA)
+    assert read["queued_ns"].to_pylist() == [None, None, None]
 
 
 def test_a_torn_last_sample_is_left_out(tmp_path: Path) -> None:

@@ -20,14 +20,15 @@ class Budgets:
     """
 
     lateness_s: float = 0.025
-    """P99 of lateness. It is part of what is judged from due, so it never flatters the server: the budget
+    """P99 of the dispatcher's lateness; of a wait for an idle user too (`dropped_share`). It is part of what is judged from due, so it never flatters the server: the budget
     need only keep a late client from failing a good one. 25 ms leaves room for a busy CI machine, whose
     scheduler holds a process up for 10 to 20 ms at P99 ..."""
     lateness_of_threshold: float = 0.05
     """... unless the tightest limit on a time from due is below 500 ms: then a twentieth of it, the
     margin within which the run could blame the server for what the client added."""
     dropped_share: float = 0.01
-    """Of the arrivals: as much as a P99 objective lets go."""
+    """Of the arrivals, dropped or kept waiting for a user for longer than `lateness_s` allows: as much as a
+    P99 objective lets go."""
     achieved_share: float = 0.99
     """Arrivals dispatched in the window, of those planned in it."""
     client_error_share: float = 0.0

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from harness.analysis.names import FROM_START as FROM_START  # noqa: PLC0414 - part of this contract
 from harness.analysis.names import KINDS as KINDS  # noqa: PLC0414 - part of this contract
 from harness.analysis.names import MEASURES as MEASURES  # noqa: PLC0414 - part of this contract
+from harness.analysis.names import OWN as OWN  # noqa: PLC0414 - part of this contract
 from harness.analysis.names import STREAMING_KINDS as STREAMING_KINDS  # noqa: PLC0414 - part of this contract
 from harness.record import Kind, Outcome
 
@@ -57,6 +58,8 @@ class Measures:
     """It came with its arrival: no later turn of a session, which the schedule does not know."""
     arrival_s: Floats
     """When it was due; in a closed loop, when its first attempt started."""
+    dispatched_s: Floats
+    """When the load generator came to it: its first attempt started, or it began to wait for an idle user."""
     started_s: Floats
     """Start of the first attempt."""
     ended_s: Floats
@@ -64,6 +67,7 @@ class Measures:
     response: Floats
     service: Floats
     lateness: Floats
+    queued: Floats
     connect: Floats
     held: Floats
     ttft: Floats
@@ -106,6 +110,7 @@ def measure(table: pa.Table) -> Measures:
 
     first_outcome = table.column("outcome").take(pa.array(first)) if len(rows) < len(seq) else None
     started_first = _stamps(table, "started_ns")[first]
+    queued = _stamps(requests, "queued_ns")
     due, started, ended = (_stamps(requests, name) for name in ("due_ns", "started_ns", "ended_ns"))
     open_loop = ~np.isnan(due)
     arrival = np.where(open_loop, due, started_first)
@@ -137,11 +142,13 @@ def measure(table: pa.Table) -> Measures:
         open_loop=open_loop,
         opening=turn[rows] == 0,
         arrival_s=arrival / 1e9,
+        dispatched_s=np.fmin(queued, started_first) / 1e9,
         started_s=started_first / 1e9,
         ended_s=ended / 1e9,
         response=np.where(np.isnan(started_first), np.nan, ended - arrival) / 1e9,
         service=service / 1e9,
         lateness=(started_first - due) / 1e9,
+        queued=(started_first - queued) / 1e9,
         connect=(_stamps(requests, "connected_ns") - started) / 1e9,
         held=held / 1e9,
         ttft=(first_token - arrival) / 1e9,

@@ -31,6 +31,7 @@ MEASURES: dict[str, Measure] = {
     "response": Measure("s", "due", "due to end of the last attempt"),
     "service": Measure("s", "start", "start to end of the final attempt"),
     "lateness": Measure("s", "due", "due to start of the first attempt"),
+    "queued": Measure("s", "none", "wait for an idle virtual user", may_lack=True),
     "connect": Measure("s", "start", "start to connection, TLS included", may_lack=True),
     "held": Measure("s", "none", "headers to first event while the server sent keep-alives", may_lack=True),
     "ttft": Measure("s", "due", "due to first token", streams_only=True),
@@ -46,6 +47,9 @@ MEASURES: dict[str, Measure] = {
     ),
 }
 """By name. `itl`, all gaps of all streams, is not one a request and stands beside them."""
+
+OWN = frozenset({"lateness", "queued"})
+"""What is the instrument's, not the server's: of all that started, and no objective speaks of it."""
 
 KINDS = tuple(kind.value for kind in Kind)
 STREAMING_KINDS = tuple(kind for kind in KINDS if kind != Kind.COMPLETION)

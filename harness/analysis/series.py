@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pyarrow.compute as pc
 
-from harness.analysis.measures import Floats, Mask, Measures, Window, judged
+from harness.analysis.measures import OWN, Floats, Mask, Measures, Window, judged
 from harness.record import Sample
 
 _STEPS_S = tuple(m * 10.0**e for e in range(-3, 7) for m in (1, 2, 5))
@@ -78,12 +78,13 @@ def curves(measures: Measures, name: str, window: Window, *, points: int = 240) 
 
     Args:
         measures: of the run.
-        name: a measure whose unit is seconds, or `itl`; of requests that ended ok, but `lateness` of all.
+        name: a measure whose unit is seconds, or `itl`; of requests that ended ok, but the instrument's
+            own (`lateness`, `queued`) of all.
         window: requests that arrived in it count.
         points: at most this many a curve, evenly spaced on the scale of nines.
     """
     chosen = judged(measures, window)
-    if name != "lateness":
+    if name not in OWN:
         chosen &= measures.ok
     found = ((kind, _values(measures, name, chosen & (measures.kind == kind))) for kind in _kinds(measures))
     return [curve(kind, values, points=points) for kind, values in found if len(values)]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.analysis.goodness import Criterion, meets_all
-from harness.analysis.measures import MEASURES, Floats, Mask, Measures, Window, judged, within
+from harness.analysis.measures import MEASURES, OWN, Floats, Mask, Measures, Window, judged, within
 from harness.analysis.stats import Distribution as Distribution  # noqa: PLC0414 - part of this contract
 from harness.analysis.stats import Figure as Figure  # noqa: PLC0414 - part of this contract
 from harness.analysis.stats import distribution, mean_in_flight, per_second, share
@@ -110,7 +110,7 @@ def summarise(
 ) -> Summary:
     """Describe the judged part of a run.
 
-    Latency distributions are of good answers (outcome `ok`); lateness is of all that started. Failed
+    Latency distributions are of good answers (outcome `ok`); the instrument's own of all that started. Failed
     requests stand in the error rate, and as infinitely late in the verdict's percentiles.
 
     Args:
@@ -200,7 +200,7 @@ def _tokens(rows: pa.Table, column: str) -> int:
 def _distributions(measures: Measures, chosen: Mask) -> dict[str, Distribution]:
     answered = chosen & measures.ok
     found = {
-        name: distribution(measures.of(name)[chosen if name == "lateness" else answered], name, each.unit)
+        name: distribution(measures.of(name)[chosen if name in OWN else answered], name, each.unit)
         for name, each in MEASURES.items()
     }
     gaps = measures.itl[answered[measures.itl_owner]]

@@ -137,7 +137,9 @@ def _ledger(measures: Measures, manifest: Manifest) -> Check:
 def _lateness(
     measures: Measures, objectives: Sequence[Criterion], window: Window, budgets: Budgets
 ) -> Iterator[Check]:
-    late = np.sort(measures.lateness[within(measures, window) & ~np.isnan(measures.lateness)])
+    """How late was the dispatcher? What an arrival then waited for an idle user is the pool's: `_dropped`."""
+    late = (measures.dispatched_s - measures.arrival_s)[within(measures, window) & measures.open_loop]
+    late = np.sort(late[~np.isnan(late)])
     if not len(late):
         return
     budget = lateness_budget(objectives, budgets)
@@ -160,6 +162,9 @@ def _dropped(
 ) -> Iterator[Check]:
     """Dropped arrivals count against the objectives; too many of them also against the instrument.
 
+    So do those that a patient pool kept waiting: what they waited is part of what is judged from due, as
+    lateness is, and is bounded by the same budget.
+
     Not so where the server explains them: if, counted from start, the requests that were sent already
     miss a latency objective or the error objective, then the server's slowness filled the pool, and
     INVALID would let it off. Otherwise a server within its objectives could not be offered the load
@@ -169,13 +174,17 @@ def _dropped(
     n = len(np.unique(measures.seq[due]))
     if not n:
         return
+    patience_s = lateness_budget(objectives, budgets)
     lost = len(np.unique(measures.seq[due & measures.dropped]))
-    observed = lost / n
+    kept = len(np.unique(measures.seq[due & (measures.queued > patience_s)]))  # of NaN, it is False
+    observed = (lost + kept) / n
     excused = observed > budgets.dropped_share and _server_misses(measures, objectives, due)
     passed = observed <= budgets.dropped_share or excused
     cause = f"{lost:,} of {n:,} arrivals were dropped for want of an idle virtual user"
+    if kept:
+        cause += f", {kept:,} waited for one for over {shown(patience_s)}"
     if excused:
-        cause += ": the server's answers alone miss the objectives, so they count as its errors"
+        cause += ": the server's answers alone miss the objectives, so it is to blame"
     yield Check(
         "dropped",
         passed=passed,
@@ -238,10 +247,10 @@ def _achieved(
     objectives: Sequence[Criterion],
     budgets: Budgets,
 ) -> Iterator[Check]:
-    """Were the planned arrivals dispatched in their time? Dropped ones were: they are judged above."""
+    """Were the planned arrivals dispatched in their time? Those that found no idle user were: see above."""
     if not planned:
         return
-    in_time = measures.dropped | (measures.started_s < window[1] + lateness_budget(objectives, budgets))
+    in_time = measures.dropped | (measures.dispatched_s < window[1] + lateness_budget(objectives, budgets))
     dispatched = len(np.unique(measures.seq[within(measures, window) & measures.opening & in_time]))
     observed = dispatched / planned
     passed = observed >= budgets.achieved_share

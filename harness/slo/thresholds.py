@@ -26,7 +26,7 @@ from difflib import get_close_matches
 
 import msgspec
 
-from harness.analysis.names import ERRORS, KINDS, MEASURES, STREAMING_KINDS
+from harness.analysis.names import ERRORS, KINDS, MEASURES, OWN, STREAMING_KINDS
 from harness.errors import ConfigError
 
 
@@ -56,8 +56,8 @@ class Objective(msgspec.Struct, frozen=True):
 
 
 ALIASES = {"itl": "itl_longest"}
-JUDGEABLE = [name for name in MEASURES if name != "lateness"]
-"""Lateness is the instrument's own, and judged as such (analysis/validity.py)."""
+JUDGEABLE = [name for name in MEASURES if name not in OWN]
+"""What is the instrument's own is judged as such (analysis/validity.py)."""
 
 _UNITS = {
     "us": Decimal("1e-6"),

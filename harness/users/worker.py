@@ -85,6 +85,8 @@ class _Work(msgspec.Struct, frozen=True, gc=False):
 
     due_ns: int | None
     calls: Sequence[Call]
+    queued_ns: int | None = None
+    """As in `Record`."""
 
 
 class _Loop:
@@ -334,7 +336,8 @@ class Worker:
         try:
             turn: _Work | None = work
             while turn is not None:
-                records = user.line.carry(turn.calls, turn.due_ns, self._origin_ns, fresh.append)
+                log = fresh.append if turn.queued_ns is None else partial(self._log_queued, turn.queued_ns)
+                records = user.line.carry(turn.calls, turn.due_ns, self._origin_ns, log)
                 if len(fresh) >= _HANDFUL:
                     self._hand_on()
                 turn = None if turn.calls[0].request.turns == 1 else self._next_turn(turn, records)
@@ -343,6 +346,9 @@ class Worker:
         self._finished += 1
         if self._dispatcher is not None and self._dispatcher.dead and not self.in_flight:
             self.exhausted.set()
+
+    def _log_queued(self, queued_ns: int, record: Record) -> None:
+        self._fresh.append(msgspec.structs.replace(record, queued_ns=queued_ns))
 
     def _next_turn(self, work: _Work, records: Sequence[Record]) -> _Work | None:
         """The session's next turn, once its user has thought; None at its end, or after a failure."""
@@ -383,6 +389,7 @@ class Worker:
                 self._started += 1
                 run_callback(idle.pop().switch, work)
             elif self._patience_ns:
+                work = msgspec.structs.replace(work, queued_ns=now_ns() - self._origin_ns)
                 self._waiting[kind].append((instant_ns + self._patience_ns, work))
             else:
                 self._drop(work)
@@ -421,7 +428,7 @@ class Worker:
 
     def _drop(self, work: _Work) -> None:
         self._dropped += 1
-        self._fresh += [_dropped(call.request, work.due_ns) for call in work.calls]
+        self._fresh += [_dropped(call.request, work) for call in work.calls]
 
     def _wake_idle(self) -> None:
         run_callback = gevent.get_hub().loop.run_callback
@@ -531,7 +538,7 @@ def _only(scenario: Scenario, kind: str) -> Scenario:
     return msgspec.structs.replace(scenario, traffic=traffic)
 
 
-def _dropped(request: Request, due_ns: int | None) -> Record:
+def _dropped(request: Request, work: _Work) -> Record:
     """The record of an arrival for which no virtual user was idle in time."""
     return Record(
         seq=request.seq,
@@ -546,7 +553,7 @@ def _dropped(request: Request, due_ns: int | None) -> Record:
         turn=request.turn,
         trace_id="",
         span_id="",
-        due_ns=due_ns,
+        due_ns=work.due_ns,
         started_ns=None,
         connected_ns=None,
         sent_ns=None,
@@ -568,6 +575,7 @@ def _dropped(request: Request, due_ns: int | None) -> Record:
         bytes_in=0,
         bytes_out=0,
         tags=request.tags,
+        queued_ns=work.queued_ns,
     )
 
 

@@ -308,11 +308,12 @@ class Budgets(_Section, frozen=True):
     """How far the instrument may stray before its run is INVALID (docs/definitions.md says why so far)."""
 
     lateness_s: Seconds = _seconds(0.025, "lateness")
-    """P99 of how long after its due time a request started."""
+    """P99 of how long after its due time an arrival was dispatched."""
     lateness_of_threshold: Share = 0.05
     """The same as a share of the tightest limit on a time from due: the lower one counts."""
     dropped_share: Share = 0.01
-    """Arrivals dropped that the server does not explain."""
+    """Arrivals that were dropped, or waited for an idle virtual user for longer than an arrival may be
+    late, if the server does not explain them."""
     achieved_share: Share = 0.99
     """At least so many of the planned arrivals must be dispatched in the window."""
     client_error_share: Share = 0.0

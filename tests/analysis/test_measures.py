@@ -163,6 +163,18 @@ def test_the_window_ends_with_the_schedule_or_just_past_the_last_arrival():
     assert window[1] == pytest.approx(0.5)
 
 
+def test_an_arrival_is_dispatched_when_it_starts_or_begins_to_wait_for_a_user():
+    m = one(
+        record(seq=0, due_ns=0, started_ns=ms(3)),
+        record(seq=1, due_ns=0, queued_ns=ms(4), started_ns=ms(900)),
+        dropped(seq=2, due_ns=0, queued_ns=ms(5)),
+        dropped(seq=3, due_ns=0),
+    )
+    np.testing.assert_array_equal(m.dispatched_s, [0.003, 0.004, 0.005, np.nan])
+    np.testing.assert_array_equal(m.queued, [np.nan, 0.896, np.nan, np.nan])
+    assert m.lateness[1] == 0.9
+
+
 def test_every_measure_judged_from_due_has_a_twin_from_start():
     from_due = {name for name, each in MEASURES.items() if each.origin == "due"}
     assert from_due - {"lateness"} == set(FROM_START)
@@ -177,7 +189,7 @@ stamps = st.one_of(st.none(), st.integers(0, 10**12))
 @st.composite
 def requests(draw, seq):
     attempts = draw(st.integers(1, 3))
-    due = draw(stamps)
+    due, queued = draw(stamps), draw(stamps)
     rows = []
     for attempt in range(attempts):
         chunks = tuple(sorted(draw(st.lists(st.integers(0, 10**12), max_size=4))))
@@ -190,6 +202,7 @@ def requests(draw, seq):
                 final=attempt == attempts - 1,
                 due_ns=due,
                 started_ns=draw(stamps),
+                queued_ns=queued,
                 connected_ns=draw(stamps),
                 headers_ns=draw(stamps),
                 first_event_ns=draw(stamps),
@@ -218,6 +231,7 @@ def oracle(attempts: list[Record]) -> dict[str, float]:
     span = minus(last.chunk_ns[-1], last.first_token_ns) if last.chunk_ns else math.nan
     return {
         "lateness": minus(first.started_ns, first.due_ns),
+        "queued": minus(first.started_ns, first.queued_ns),
         "response": math.nan if first.started_ns is None else minus(last.ended_ns, origin),
         "service": service,
         "connect": minus(last.connected_ns, last.started_ns),

@@ -180,6 +180,47 @@ def test_a_late_client_cannot_blame_the_server_for_its_drops():
     assert not checks(rows)["dropped"].passed
 
 
+def kept_waiting(seq, wait, took=100):
+    """An arrival that the dispatcher came to at once, and that waited so long for an idle user."""
+    start = ms(10 * seq + wait)
+    return record(seq=seq, queued_ns=ms(10 * seq), started_ns=start, ended_ns=start + ms(took))
+
+
+def test_a_wait_for_an_idle_user_blames_the_pool_and_not_the_dispatcher():
+    rows = [kept_waiting(seq, 400) if seq % 20 == 0 else record(seq=seq) for seq in range(1000)]
+    found = checks(rows, planned=1000, run=run(scenario={"max_in_flight": 8}))
+    assert found["lateness"].passed
+    assert found["lateness"].observed == 0
+    assert found["achieved_rate"].passed
+    assert not found["dropped"].passed
+    assert found["dropped"].observed == 0.05
+    assert "0 of 1,000 arrivals were dropped" in found["dropped"].cause
+    assert "50 waited for one for over 25 ms" in found["dropped"].cause
+    assert found["dropped"].remedy.startswith("raise max_in_flight to ")
+
+
+def test_a_slow_server_is_not_let_off_by_a_patient_pool():
+    rows = [kept_waiting(seq, 2000, took=2000) for seq in range(800)]
+    found = checks(rows, planned=800)
+    assert found["dropped"].passed
+    assert "the server's answers alone miss" in found["dropped"].cause
+    assert found["lateness"].passed
+    assert found["achieved_rate"].passed
+
+
+def test_a_patient_pool_does_not_hide_a_late_dispatcher():
+    rows = [
+        record(seq=seq, queued_ns=ms(10 * seq + 40), started_ns=ms(10 * seq + 41), ended_ns=ms(10 * seq + 99))
+        for seq in range(1000)
+    ]
+    assert checks(rows)["lateness"].observed == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(("wait", "passed"), [(25, True), (26, False)])
+def test_an_arrival_may_wait_for_a_user_as_long_as_it_may_be_late(wait, passed):
+    assert checks([kept_waiting(seq, wait) for seq in range(1000)])["dropped"].passed is passed
+
+
 def test_a_stray_drop_is_an_error_and_not_the_instruments_failure():
     assert checks([dropped(seq=0), *(record(seq=seq) for seq in range(1, 1000))])["dropped"].passed
 

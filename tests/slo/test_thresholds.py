@@ -46,6 +46,7 @@ def test_a_threshold_string_is_a_proportion(text, expected):
         ("response: p(99) < -5ms", "write it like"),
         ("respones: p(99) < 500ms", "did you mean response?"),
         ("lateness: p(99) < 5ms", "unknown measure lateness"),
+        ("queued: p(99) < 5ms", "unknown measure queued"),
         ("streams.ttft: p(99) < 1s", "did you mean stream?"),
         ("stream.ttft{kind=batch}: p(99) < 1s", "name the kind once"),
         ("completion.ttft: p(99) < 1s", "do not stream"),

@@ -157,6 +157,42 @@ FENCED = f"""
 """
 
 
+def test_an_arrival_that_waits_for_an_idle_user_says_since_when() -> None:
+    """Two at once and one user: the second waits for the first to end, and a third loses its patience."""
+    said = said_by("""
+        from harness import runlog
+
+        burst = {"arrivals": {"process": "constant", "rate": 1}, "bursts": [{"at": "1ms", "count": 2}],
+                 "count": 3, "max_in_flight": 1, "patience": "300ms"}
+        class Slow(Line):
+            def carry(self, calls, due_ns, origin_ns, log):
+                began_ns = now_ns() - origin_ns
+                (call,) = calls
+                until_ns = began_ns + 50_000_000 if call.request.seq == 0 else due_ns + 400_000_000
+                while now_ns() - origin_ns < until_ns:
+                    gevent.sleep(0)
+                made = record(seq=call.request.seq, due_ns=due_ns, started_ns=began_ns)
+                log(made)
+                return (made,)
+        Lines.line = lambda self, kind: Slow(self.sent)
+        folder = tempfile.TemporaryDirectory()
+        lines = Lines()
+        worker = Worker(scenarios.from_builtins(burst), Lease(folder.name, 0, 0, 1), lines, lambda _: None)
+        gevent.spawn(worker.serve, Kind.COMPLETION)
+        gevent.sleep(0)
+        worker.start(now_ns() + 100_000_000)
+        worker.exhausted.wait(timeout=20)
+        worker.drain(1, lambda: False)
+        table, _ = runlog.merge(Path(folder.name))
+        print(json.dumps(table.select(["due_ns", "queued_ns", "started_ns", "outcome"]).to_pylist()))
+    """)
+    first, second, third = said
+    assert first["queued_ns"] is None
+    assert second["due_ns"] <= second["queued_ns"] < second["started_ns"]
+    assert third["outcome"] == "dropped"
+    assert third["due_ns"] <= third["queued_ns"]
+
+
 def test_a_worker_that_was_away_sends_nothing_it_was_not_granted() -> None:
     said = said_by(
         FENCED,
