@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from harness.analysis.goodness import ERRORS, Criterion
 from harness.analysis.measures import MEASURES
+from harness.record import Run
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,10 @@ class Budgets:
     """
 
     lateness_s: float = 0.025
-    """P99 of the dispatcher's lateness; of a wait for an idle user too (`dropped_share`). It is part of what is judged from due, so it never flatters the server: the budget
-    need only keep a late client from failing a good one. 25 ms leaves room for a busy CI machine, whose
-    scheduler holds a process up for 10 to 20 ms at P99 ..."""
+    """P99 of lateness, and so long may an arrival wait for an idle user (`dropped_share`). It is part of
+    what is judged from due, so it never flatters the server: the budget need only keep a late client from
+    failing a good one. 25 ms leaves room for a busy CI machine, whose scheduler holds a process up for 10 to
+    20 ms at P99 ..."""
     lateness_of_threshold: float = 0.05
     """... unless the tightest limit on a time from due is below 500 ms: then a twentieth of it, the
     margin within which the run could blame the server for what the client added."""
@@ -104,24 +107,47 @@ class Check(msgspec.Struct, frozen=True):
     """What to do, where it failed: `raise max_in_flight to 400`."""
 
 
-def tightest_threshold(objectives: Iterable[Criterion], *, from_due: bool = False) -> float | None:
-    """The lowest time that is judged (from due only, if asked so), in seconds; None if none is."""
+class Limit(NamedTuple):
+    """A time that is judged."""
+
+    seconds: float
+    measure: str
+
+
+def tightest(objectives: Iterable[Criterion], *, from_due: bool = False) -> Limit | None:
+    """The lowest time that is judged (from due only, if asked so); None if none is."""
     limits = []
     for each in objectives:
         if each.measure == ERRORS or each.threshold is None:
             continue
         definition = MEASURES[each.measure]
         if definition.unit == "s" and (definition.origin == "due" or not from_due):
-            limits.append(each.threshold)
+            limits.append(Limit(each.threshold, each.measure))
     return min(limits, default=None)
 
 
 def lateness_budget(objectives: Sequence[Criterion], budgets: Budgets) -> float:
     """How late a request may start at P99, in seconds."""
-    tightest = tightest_threshold(objectives, from_due=True)
-    if tightest is None:
+    limit = tightest(objectives, from_due=True)
+    if limit is None:
         return budgets.lateness_s
-    return min(budgets.lateness_s, budgets.lateness_of_threshold * tightest)
+    return min(budgets.lateness_s, budgets.lateness_of_threshold * limit.seconds)
+
+
+def relief(run: Run) -> str:
+    """What helps a worker that gets too little of the machine; more workers than cores do not."""
+    more = "raise --workers" if run.workers < cores(run) else "spread it over more machines (--remote)"
+    return f"free this machine's CPU, lower the load, or {more}"
+
+
+def cores(run: Run) -> float:
+    """Of the machine that began the run; infinite where the header does not say."""
+    return run.host.get("cpus") or math.inf
+
+
+def more_files(limit: int = 0) -> str:
+    """What helps a worker that is short of files, at so low a limit."""
+    return f"raise the limit of open files: ulimit -n {max(65_536, 2 * limit)}"
 
 
 def shown(seconds: float) -> str:

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.analysis.budgets import Budgets, Check, lateness_budget, shown, tightest_threshold
+from harness.analysis.budgets import (
+    Budgets,
+    Check,
+    cores,
+    lateness_budget,
+    more_files,
+    relief,
+    shown,
+    tightest,
+)
 from harness.analysis.goodness import Criterion
 from harness.analysis.measures import Measures, Window
 from harness.record import Run, Sample
@@ -33,8 +42,8 @@ def check_health(
         return
     workers = _by_worker(chosen)
     yield _cpu(workers, run, budgets)
-    yield _hub_lag(chosen, objectives, budgets)
-    yield _hub_lag_p99(workers, budgets)
+    yield _hub_lag(chosen, run, objectives, budgets)
+    yield _hub_lag_p99(workers, run, budgets)
     yield from _read_lag(chosen, run, objectives, budgets)
     yield _collections(chosen, budgets)
     yield from _files(chosen, budgets)
@@ -78,13 +87,19 @@ def _cpu(workers: dict[int, list[Sample]], run: Run, budgets: Budgets) -> Check:
         unit="cores",
         n=sum(map(len, workers.values())),
         cause=f"the busiest worker used {worst:.0%} of a core over {budgets.cpu_span_s:g} s",
-        remedy="" if passed else _more_workers(run.workers, worst, budgets.cpu_share),
+        remedy="" if passed else _more_workers(run, worst, budgets.cpu_share),
     )
 
 
-def _more_workers(workers: int, share: float, allowed: float) -> str:
-    needed = math.ceil(workers * share / allowed) if allowed else 0
-    return f"raise --workers to {max(workers + 1, needed)}"
+def _more_workers(run: Run, share: float, allowed: float) -> str:
+    """Each needs a core of its own."""
+    needed = max(run.workers + 1, math.ceil(run.workers * share / allowed) if allowed else 0)
+    if needed <= cores(run):
+        return f"raise --workers to {needed}"
+    rest = "lower the load, or spread it over more machines (--remote)"
+    if run.workers >= cores(run):
+        return f"{rest}: this one has no core for another worker"
+    return f"raise --workers to {cores(run)}, and {rest}: this one has no more cores"
 
 
 def _busiest(samples: Sequence[Sample], span_s: float) -> float:
@@ -99,10 +114,7 @@ def _busiest(samples: Sequence[Sample], span_s: float) -> float:
     return float(((cpu[stops] - cpu[starts]) / (wall[stops] - wall[starts])).max())
 
 
-_FREE_THE_CPU = "free this machine's CPU, or raise --workers"
-
-
-def _hub_lag(samples: Sequence[Sample], objectives: Sequence[Criterion], budgets: Budgets) -> Check:
+def _hub_lag(samples: Sequence[Sample], run: Run, objectives: Sequence[Criterion], budgets: Budgets) -> Check:
     budget = _bounded(budgets.hub_lag_s, objectives, budgets)
     lag = max(each.hub_lag_max_ns for each in samples) / 1e9
     passed = lag <= budget
@@ -114,16 +126,16 @@ def _hub_lag(samples: Sequence[Sample], objectives: Sequence[Criterion], budgets
         unit="s",
         n=len(samples),
         cause=f"the event loop was away for up to {shown(lag)}, {shown(budget)} are allowed",
-        remedy="" if passed else _FREE_THE_CPU,
+        remedy="" if passed else relief(run),
     )
 
 
 def _bounded(budget_s: float, objectives: Sequence[Criterion], budgets: Budgets) -> float:
     """The budget, or the share of the tightest judged time that is lower, but never below the floor."""
-    tightest = tightest_threshold(objectives)
-    if tightest is None:
+    limit = tightest(objectives)
+    if limit is None:
         return budget_s
-    return max(budgets.hub_lag_floor_s, min(budget_s, budgets.hub_lag_of_threshold * tightest))
+    return max(budgets.hub_lag_floor_s, min(budget_s, budgets.hub_lag_of_threshold * limit.seconds))
 
 
 def _read_lag(
@@ -144,11 +156,11 @@ def _read_lag(
         n=len(samples),
         cause=f"bytes lay in the kernel for up to {shown(lag)} before they were read, "
         f"{shown(budget)} are allowed",
-        remedy="" if passed else _FREE_THE_CPU,
+        remedy="" if passed else relief(run),
     )
 
 
-def _hub_lag_p99(workers: dict[int, list[Sample]], budgets: Budgets) -> Check:
+def _hub_lag_p99(workers: dict[int, list[Sample]], run: Run, budgets: Budgets) -> Check:
     wait = max(waited(mine, 0.99) for mine in workers.values())
     passed = wait <= budgets.hub_lag_p99_s
     return Check(
@@ -160,7 +172,7 @@ def _hub_lag_p99(workers: dict[int, list[Sample]], budgets: Budgets) -> Check:
         n=sum(map(len, workers.values())),
         cause=f"an event waited {shown(wait)} for the event loop at P99, "
         f"{shown(budgets.hub_lag_p99_s)} are allowed",
-        remedy="" if passed else _FREE_THE_CPU,
+        remedy="" if passed else relief(run),
     )
 
 
@@ -212,7 +224,7 @@ def _files(samples: Sequence[Sample], budgets: Budgets) -> Iterator[Check]:
         n=len(limited),
         cause=f"a worker had {worst.open_files:,} of the {worst.file_limit:,} files open that the system "
         "allows it",
-        remedy="" if passed else f"raise the limit (ulimit -n {2 * worst.file_limit}), or raise --workers",
+        remedy="" if passed else more_files(worst.file_limit),
     )
 
 

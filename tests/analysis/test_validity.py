@@ -113,6 +113,46 @@ def test_a_late_load_generator_is_invalid():
     assert "--workers" in found.remedy
 
 
+def test_who_was_late_outside_the_window_is_not_judged():
+    rows = [late(seq, 40) if seq < 500 else record(seq=seq) for seq in range(1000)]
+    assert checks(rows, window=(5.0, 10.0))["lateness"].passed
+    assert not checks(rows, window=(4.0, 9.0))["lateness"].passed
+
+
+@pytest.mark.parametrize(
+    ("n", "cause"),
+    [
+        (48, "the latest of 48 requests started 40 ms after it was due, 25 ms are allowed"),
+        (250, "all but 2 of 250 requests started within 40 ms of when they were due, 25 ms are allowed"),
+        (299, "requests started 40 ms after they were due at P99, 25 ms are allowed"),
+    ],
+)
+def test_the_latest_of_a_few_is_not_called_a_p99(n, cause):
+    rows = [late(seq, 40) if seq % 48 == 0 else record(seq=seq) for seq in range(n)]
+    assert checks(rows)["lateness"].cause == cause
+
+
+def test_of_a_hundred_requests_one_may_be_late_and_of_fewer_none():
+    assert not checks([late(0, 40), *steady(99)[1:]])["lateness"].passed
+    assert checks([late(0, 40), *steady(100)[1:]])["lateness"].passed
+
+
+@pytest.mark.parametrize(
+    ("by", "objective", "advised"),
+    [
+        (1, "ttft: p(99) < 5ms", "a limit of 5 ms for ttft is finer than this machine is punctual: "),
+        (1, "ttft: p(99) < 5ms", "judge ttft_from_start instead, or set budgets.lateness_of_threshold"),
+        (21, "response: p(99) < 400ms", "free this machine's CPU"),
+        (40, "errors: rate < 1%", "free this machine's CPU"),
+    ],
+)
+def test_a_limit_too_fine_to_be_punctual_for_is_named_and_not_the_cpu(by, objective, advised):
+    found = checks([late(seq, by) for seq in range(1000)], [objective])["lateness"]
+    assert not found.passed
+    assert advised in found.remedy
+    assert ("CPU" in found.remedy) is ("CPU" in advised)
+
+
 def test_a_few_late_starts_are_within_budget():
     assert checks([late(seq, 40) if seq == 500 else record(seq=seq) for seq in range(1000)])[
         "lateness"
@@ -161,6 +201,20 @@ def test_the_remedy_never_asks_for_fewer_users_than_there_were():
         checks(rows, run=run(scenario={"max_in_flight": 50}))["dropped"].remedy
         == "raise max_in_flight to 100"
     )
+
+
+def test_without_an_answer_to_reckon_by_the_pool_is_doubled():
+    found = checks([dropped(seq=seq) for seq in range(10)], run=run(scenario={"max_in_flight": 8}))["dropped"]
+    assert found.remedy == "raise max_in_flight to 16"
+
+
+def test_drops_while_the_event_loop_was_away_have_its_remedy():
+    rows = [dropped(seq=seq) if 400 < seq < 460 else record(seq=seq) for seq in range(1000)]
+    stopped = [*HEALTHY[:-1], sample(10, hub_lag_max_ns=ms(2000))]
+    found = checks(rows, samples=stopped)
+    assert not found["dropped"].passed
+    assert found["dropped"].remedy == found["hub_lag"].remedy
+    assert "max_in_flight" not in found["dropped"].remedy
 
 
 def test_drops_at_a_server_too_slow_for_its_objectives_are_its_own():
@@ -295,6 +349,29 @@ def test_the_advice_is_always_more_workers_than_there_are(workers, cpu_share, ad
 
 
 @pytest.mark.parametrize(
+    ("workers", "cpus", "advised"),
+    [
+        (1, 4, "raise --workers to 2"),
+        (3, 4, "raise --workers to 4"),
+        (1, 1, "lower the load, or spread it over more machines (--remote): this one has no core"),
+        (2, 3, "raise --workers to 3, and lower the load"),
+    ],
+)
+def test_no_more_workers_are_advised_than_there_are_cores(workers, cpus, advised):
+    samples = [
+        sample(second, worker, cpu_s=0.95, hub_lag_max_ns=ms(900))
+        for second in range(1, 11)
+        for worker in range(workers)
+    ]
+    budgets = Budgets(cpu_share=0.5) if workers == 2 else Budgets()
+    on = run(workers=workers, host={"cpus": cpus})
+    found = checks(steady(10), samples=samples, run=on, budgets=budgets)
+    assert found["cpu"].remedy.startswith(advised)
+    assert ("raise --workers" in found["hub_lag"].remedy) is (workers < cpus)
+    assert ("--remote" in found["hub_lag"].remedy) is (workers >= cpus)
+
+
+@pytest.mark.parametrize(
     ("stalls_ms", "expected"),
     [
         ([], 0),
@@ -349,8 +426,17 @@ def test_a_worker_near_its_limit_of_open_files_is_invalid():
     found = checks(steady(10), samples=samples)["files"]
     assert not found.passed
     assert found.observed == 0.95
-    assert "ulimit -n 200" in found.remedy
     assert "files" not in checks(steady(10))  # no limit is known
+
+
+def test_who_is_short_of_files_is_told_one_limit():
+    refused = failure(seq=0, outcome="connect_error", error="connect: too many open files", status=None)
+    samples = [*HEALTHY[:-1], sample(10, open_files=50, file_limit=50)]
+    found = checks([refused, *(record(seq=seq) for seq in range(1, 1000))], samples=samples)
+    assert found["files"].remedy == found["client_errors"].remedy
+    assert found["files"].remedy.endswith("ulimit -n 65536")
+    many = [*HEALTHY[:-1], sample(10, open_files=65_000, file_limit=65_536)]
+    assert checks(steady(10), samples=many)["files"].remedy.endswith("ulimit -n 131072")
 
 
 @pytest.mark.parametrize(
