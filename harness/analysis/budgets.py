@@ -35,8 +35,9 @@ class Budgets:
     achieved_share: float = 0.99
     """Arrivals dispatched in the window, of those planned in it."""
     client_error_share: float = 0.0
-    """Requests that failed for want of the client's own files, ports or buffers. Each would count as the
-    server's error, and an error objective may turn on one in a thousand: none is allowed."""
+    """Attempts that failed for want of the client's own files, ports or buffers. Each would count as the
+    server's error, or cost a retry's time, and an error objective may turn on one in a thousand: none is
+    allowed."""
     cpu_share: float = 0.9
     """Of one core, over any `cpu_span_s`: a worker is one thread, and near saturation its stamps queue."""
     cpu_span_s: float = 5.0

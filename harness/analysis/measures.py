@@ -31,7 +31,11 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True)
 class Measures:
-    """One element a request, in order of (seq, turn, index), but for `itl` and `itl_owner`: one a gap."""
+    """One element a request, in order of (seq, turn, index).
+
+    But for `itl` and `itl_owner`: one a gap; and `retried_error` and `retried_owner`: one an attempt that
+    was not the last.
+    """
 
     requests: pa.Table
     """The final attempts' rows of the run log."""
@@ -82,6 +86,9 @@ class Measures:
     itl: Floats
     itl_owner: NDArray[np.int64]
     """For each gap, the position of its request."""
+    retried_error: NDArray[np.object_]
+    retried_owner: NDArray[np.int64]
+    """As `itl_owner`. Of a request without a final attempt there is none."""
 
     def __len__(self) -> int:
         return len(self.seq)
@@ -121,6 +128,10 @@ def measure(table: pa.Table) -> Measures:
     first_event = _stamps(requests, "first_event_ns")
     first_content = _stamps(requests, "first_content_ns")
     itl, owner, longest, last_chunk = _gaps(requests)
+    retried = np.flatnonzero(~final)
+    retried_owner = np.searchsorted(rows, retried)
+    finished = retried_owner < len(rows)
+    finished[finished] = first[retried_owner[finished]] <= retried[finished]
     completion = _stamps(requests, "completion_tokens")
     service = ended - started
     failed = _failed(requests.column("outcome"))
@@ -162,6 +173,8 @@ def measure(table: pa.Table) -> Measures:
         tokens_per_s=_ratio(completion, service / 1e9),
         itl=itl / 1e9,
         itl_owner=owner,
+        retried_error=table.column("error").take(pa.array(retried[finished])).to_numpy(),
+        retried_owner=retried_owner[finished],
     )
 
 

@@ -299,11 +299,14 @@ _CLIENT_ERRORS = {
 
 
 def _client_errors(measures: Measures, window: Window, budgets: Budgets) -> Iterator[Check]:
+    """Each attempt counts: what was well at the second try has failed here all the same."""
     chosen = judged(measures, window) & ~measures.dropped
-    n = int(chosen.sum())
+    retried = chosen[measures.retried_owner]
+    n = int(chosen.sum() + retried.sum())
     if not n:
         return
     errors = measures.requests.column("error").filter(pa.array(chosen & measures.failed)).to_pylist()
+    errors += measures.retried_error[retried].tolist()
     own = Counter(error for error in errors if error in _CLIENT_ERRORS)
     (worst, _), *_ = own.most_common(1) or [("", 0)]
     observed = own.total() / n
@@ -315,7 +318,7 @@ def _client_errors(measures: Measures, window: Window, budgets: Budgets) -> Iter
         budget=budgets.client_error_share,
         unit="1",
         n=n,
-        cause=f"{own.total():,} of {n:,} requests failed on this machine" + (f": {worst}" if worst else ""),
+        cause=f"{own.total():,} of {n:,} attempts failed on this machine" + (f": {worst}" if worst else ""),
         remedy="" if passed else _CLIENT_ERRORS[worst],
     )
 

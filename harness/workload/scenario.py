@@ -317,7 +317,7 @@ class Budgets(_Section, frozen=True):
     achieved_share: Share = 0.99
     """At least so many of the planned arrivals must be dispatched in the window."""
     client_error_share: Share = 0.0
-    """Requests that failed for want of the client's own files, ports or buffers."""
+    """Attempts that failed for want of the client's own files, ports or buffers."""
     cpu_share: Share = 0.9
     """Of one core, that a worker may use over any `cpu_span`."""
     cpu_span_s: Seconds = _seconds(5, "cpu_span")

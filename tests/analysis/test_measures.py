@@ -199,6 +199,7 @@ def requests(draw, seq):
                 seq=seq,
                 kind=draw(st.sampled_from(["completion", "stream", "batch"])),
                 attempt=attempt,
+                error=draw(st.sampled_from(["", "connect: refused"])),
                 final=attempt == attempts - 1,
                 due_ns=due,
                 started_ns=draw(stamps),
@@ -254,6 +255,9 @@ def test_measures_agree_with_a_plain_reading_of_the_definitions(groups):
     expected = [oracle(group) for group in groups]
     for name in MEASURES:
         np.testing.assert_allclose(m.of(name), [each[name] for each in expected], rtol=1e-12, err_msg=name)
+    errors = [[each.error for each in group[:-1]] for group in groups]
+    found = zip(m.retried_owner.tolist(), m.retried_error.tolist(), strict=True)
+    assert list(found) == [(at, error) for at, group in enumerate(errors) for error in group]
     assert m.failed.tolist() == [group[-1].outcome not in {"ok", "cancelled"} for group in groups]
     assert m.first_failed.tolist() == [group[0].outcome not in {"ok", "cancelled"} for group in groups]
 

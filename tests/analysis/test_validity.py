@@ -446,6 +446,7 @@ def test_who_is_short_of_files_is_told_one_limit():
         ("connect: cannot assign requested address", "ip_local_port_range"),
         ("connect: address already in use", "ip_local_port_range"),
         ("connect: no buffer space available", "memory"),
+        ("connect: cannot allocate memory", "memory"),
     ],
 )
 def test_one_connection_that_this_machine_refused_is_invalid(error, remedy):
@@ -455,6 +456,34 @@ def test_one_connection_that_this_machine_refused_is_invalid(error, remedy):
     assert found.observed == 0.001
     assert error in found.cause
     assert remedy in found.remedy
+
+
+NO_FILES = {"outcome": "connect_error", "error": "connect: too many open files", "status": None}
+
+
+def test_what_this_machine_refused_is_counted_though_a_retry_went_well():
+    rows = [
+        row
+        for seq in range(100)
+        for row in (failure(seq=seq, final=False, **NO_FILES), record(seq=seq, attempt=1))
+    ]
+    found = checks(rows, manifest=manifest(200))["client_errors"]
+    assert not found.passed
+    assert found.cause == "100 of 200 attempts failed on this machine: connect: too many open files"
+    assert "ulimit -n" in found.remedy
+
+
+def test_a_retry_that_never_came_is_nobody_elses():
+    rows = [failure(seq=0, final=False, **NO_FILES), *(record(seq=seq) for seq in range(1, 10))]
+    assert checks(rows)["client_errors"].passed
+    assert not checks(rows)["ledger"].passed
+
+
+def test_what_this_machine_refused_outside_the_window_is_not_judged():
+    rows = [failure(seq=0, **NO_FILES), failure(seq=1, final=False, **NO_FILES), record(seq=1, attempt=1)]
+    rows += [record(seq=seq) for seq in range(2, 1000)]
+    assert checks(rows, window=(1.0, 10.0))["client_errors"].passed
+    assert not checks(rows)["client_errors"].passed
 
 
 def test_a_connection_that_the_server_refused_is_its_own_error():
