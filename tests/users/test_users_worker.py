@@ -326,6 +326,41 @@ def test_the_event_loop_turns_while_a_long_schedule_is_computed(arrivals: str) -
     assert 99_000 < count < 101_000
 
 
+def test_locusts_stop_finds_its_caller_without_a_stall() -> None:
+    """Its first look at the stack takes longer than the event loop may be away: the start looks before."""
+    said = said_by(f"""
+        from locust.env import Environment
+        from locust.runners import Runner
+        from harness.users import worker as module
+
+        look, took_ns = module._look_at_the_stack, []
+        def timed(look=look):
+            began_ns = now_ns()
+            try:
+                look()
+            finally:
+                took_ns.append(now_ns() - began_ns)
+        module._look_at_the_stack = timed
+        run({CLOSED!r}, {{Kind.COMPLETION: 3}}, lambda records: None)
+        looks = len(took_ns)
+
+        class Stopped(Exception): pass
+        def stop(**_): raise Stopped
+        environment = Environment(user_classes=[])
+        environment.events.test_stopping.fire = stop  # the look comes before
+        runner = Runner(environment)
+        for _ in range(5):
+            try:
+                timed(runner.stop)
+            except Stopped:
+                pass
+        print(json.dumps([looks, *took_ns]))
+    """)
+    looks, first_ns, *later_ns = said
+    assert looks == 1
+    assert 5 * min(later_ns) < first_ns
+
+
 def test_open_files_are_counted_by_the_kernel_as_by_listing_them() -> None:
     said = said_by("""
         import os
