@@ -137,8 +137,9 @@ def lateness_budget(objectives: Sequence[Criterion], budgets: Budgets) -> float:
 
 def relief(run: Run) -> str:
     """What helps a worker that gets too little of the machine; more workers than cores do not."""
-    more = "raise --workers" if run.workers < cores(run) else "spread it over more machines (--remote)"
-    return f"free this machine's CPU, lower the load, or {more}"
+    if run.workers < cores(run):
+        return "raise --workers, lower the load, or free this machine's CPU"
+    return "lower the load, free this machine's CPU, or spread the load over more machines (--remote)"
 
 
 def cores(run: Run) -> float:

@@ -196,7 +196,7 @@ def header(*, rate: float = 120.0, duration_s: float = DURATION_S) -> Run:
         workers=2,
         start=Anchor(wall_ns=1_769_768_100 * _NS, monotonic_ns=0),
         started_at="2026-01-30T10:15:00Z",
-        host={"name": "bench-1", "platform": "Linux-6.8-x86_64", "cpus": 2, "boot_id": "b7f0"},
+        host={"name": "bench-1", "platform": "Linux-6.8-x86_64", "cpus": 8, "boot_id": "b7f0"},
         versions={"llm-load-harness": "0.1.0", "python": "3.11.9", "locust": "2.47.0"},
         git_commit="e3eca26",
         mock=True,
