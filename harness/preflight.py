@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from harness.mock.script import load_script
 from harness.slo import objectives
 from harness.workload import schedule
 from harness.workload.prompts import workload
-from harness.workload.scenario import Scenario
+from harness.workload.scenario import Closed, Scenario
 
 MOST_ARRIVALS = 100_000_000
 """Every worker computes the whole schedule: of so many, in one to two minutes (docs/scaling.md)."""
@@ -22,19 +23,20 @@ MOST_A_SECOND = 1_000_000
 def check(scenario: Scenario, source: str, given: Sequence[str] = ()) -> None:
     """Read the objectives, the traces, the data sets, and the bundled mock's files where it is the target.
 
+    And see that the schedule has arrivals to judge.
+
     Args:
         scenario: as loaded: what lies between its own keys is not checked again.
         source: where it stands, for the error.
         given: those of its objectives that came by `--threshold`.
 
     Raises:
-        ConfigError: one of them cannot be read, or an objective speaks of traffic that will not be sent;
-            all such mistakes together.
+        ConfigError: one of them cannot be read, an objective speaks of traffic that will not be sent, or no
+            arrival is due in what is to be judged; all such mistakes together.
     """
     checks: list[Callable[[], object]] = [
         lambda: _check_objectives(scenario, source, given),
-        lambda: _check_size(scenario, source),
-        lambda: workload(scenario),
+        lambda: _check_traffic(scenario, source),
     ]
     if scenario.target == "mock":
         checks.append(lambda: _check_mock(scenario, source))
@@ -56,6 +58,34 @@ def _check_objectives(scenario: Scenario, source: str, given: Sequence[str]) -> 
             by_flag = each.expression in map(str.strip, given)
             place = ("--threshold", "") if by_flag else (source, "objectives")
             raise ConfigError(*place, each.expression, remedy)
+
+
+def _check_traffic(scenario: Scenario, source: str) -> None:
+    """One after the other: a schedule without end is not to be walked, nor a trace blamed twice."""
+    _check_size(scenario, source)
+    workload(scenario)
+    _check_window(scenario, source)
+
+
+def _check_window(scenario: Scenario, source: str) -> None:
+    """A count, a trace or steps may end before the judged part begins: it is seen before all that is sent."""
+    if isinstance(scenario.arrivals, Closed):
+        return  # the answers decide when it ends
+    key, low_s, high_s = "warm_up", float(scenario.warm_up_s), math.inf
+    if scenario.window != "auto":
+        key, low_s, high_s = "window", *map(float, scenario.window)
+    last_s = None
+    for arrival in schedule.arrivals(scenario):
+        last_s = arrival.due_ns / 1e9
+        if last_s >= low_s:
+            break
+    if last_s is not None and low_s <= last_s < high_s:
+        return
+    stated = f"{low_s:g}s" if key == "warm_up" else f"[{low_s:g}s, {high_s:g}s]"
+    if last_s is None:
+        raise ConfigError(source, "arrivals", None, "not one is due: make it last longer, or raise the rate")
+    due = "the last" if last_s < low_s else "the next"
+    raise ConfigError(source, key, stated, f"no arrival would be judged: {due} is due at {last_s:.3g}s")
 
 
 def _check_mock(scenario: Scenario, source: str) -> None:

@@ -80,6 +80,38 @@ def test_a_schedule_that_nobody_could_wait_for_is_refused(tmp_path: Path, text: 
         preflight.check(load(scenario), "load.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "blamed"),
+    [
+        (
+            "{arrivals: {process: constant, rate: 40}, count: 60, warm_up: 10s}",
+            "warm_up is '10s': no arrival would be judged: the last is due at 1.48s",
+        ),
+        (
+            "{arrivals: {process: constant, rate: 40}, count: 60, window: [3s, 5s]}",
+            "window is '[3s, 5s]': no arrival would be judged: the last is due at 1.48s",
+        ),
+        (
+            "{arrivals: {process: constant, rate: 1}, duration: 9s, window: [100ms, 500ms]}",
+            "window is '[0.1s, 0.5s]': no arrival would be judged: the next is due at 1s",
+        ),
+        (
+            "arrivals: {process: steps, steps: [{rate: 9, for: 2s}, {rate: 0, for: 9s}]}\nwarm_up: 3s",
+            "no arrival would be judged: the last is due at 1",
+        ),
+        ("arrivals: {process: replay, path: few.jsonl}\nwarm_up: 1s", "the last is due at 0.5s"),
+        ("{arrivals: {process: poisson, rate: 0.001}, duration: 1s}", "arrivals: not one is due"),
+    ],
+)
+def test_scenario_check_says_that_nothing_would_be_judged(tmp_path: Path, text: str, blamed: str) -> None:
+    (tmp_path / "few.jsonl").write_text('{"timestamp": 1}\n{"timestamp": 1.5}\n')
+    scenario = tmp_path / "load.yaml"
+    scenario.write_text(text)
+    answer = CliRunner().invoke(main, ["scenario", "check", str(scenario)])
+    assert answer.exit_code == 2
+    assert blamed in answer.stderr
+
+
 def test_a_real_target_needs_no_mock_files(tmp_path: Path) -> None:
     scenario = tmp_path / "load.yaml"
     scenario.write_text("{duration: 1s, target: 'http://127.0.0.1:1', mock: {profile: quick}}")

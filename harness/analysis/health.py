@@ -243,7 +243,7 @@ def _littles_law(
     of its bookkeeping, so as many as arrive within the budget of lateness are no contradiction.
     """
     started, ended, owner = _spans(measures)
-    if not len(started):
+    if not len(started) or window[1] <= window[0]:
         return
     counted = recorded = 0.0
     for worker, samples in workers.items():

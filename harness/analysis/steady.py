@@ -42,7 +42,7 @@ def judged_part(
     fixed_by: str = "the scenario",
     mser5: bool = False,
 ) -> Part:
-    """Find the window of a run.
+    """Find the window of a run, and say so if nothing came in it.
 
     Args:
         measures: of the run.
@@ -53,13 +53,32 @@ def judged_part(
         mser5: whether to cut off what came before the steady state.
     """
     start_s, end_s = judged_window(measures, warm_up_s=warm_up_s, duration_s=duration_s)
+    begin = f"the warm-up of {warm_up_s:g} s" if warm_up_s else "the start"
     if fixed is not None:
         low_s, high_s = map(float, fixed)
         rule = f"fixed by {fixed_by}: {low_s:g} s to {high_s:g} s"
-        return Part((min(low_s, end_s), min(high_s, end_s)), rule)
-    begin = f"the warm-up of {warm_up_s:g} s" if warm_up_s else "the start"
-    if not mser5:
-        return Part((start_s, end_s), f"from {begin} to the end of the arrivals")
+        part = Part((min(low_s, end_s), min(high_s, end_s)), rule)
+    elif mser5:
+        part = _steady(measures, (start_s, end_s), begin)
+    else:
+        part = Part((start_s, end_s), f"from {begin} to the end of the arrivals")
+    empty = emptiness(measures, part.window)
+    return Part(part.window, f"{part.rule}; {empty}") if empty else part
+
+
+def emptiness(measures: Measures, window: Window) -> str:
+    """Say that nothing came in the window, and when it did; empty if something came."""
+    if within(measures, window).any():
+        return ""
+    if not len(measures):
+        return "no request was recorded"
+    came = "was due" if measures.open_loop.any() else "was started"
+    first_s, last_s = measures.arrival_s.min(), measures.arrival_s.max()
+    return f"no request {came} in the judged window, but from {first_s:.3g} s to {last_s:.3g} s"
+
+
+def _steady(measures: Measures, window: Window, begin: str) -> Part:
+    start_s, end_s = window
     answered = np.flatnonzero(within(measures, (start_s, end_s)) & measures.ok)
     in_order = answered[np.argsort(measures.arrival_s[answered], kind="stable")]
     n, cut = len(in_order), truncation(measures.response[in_order])

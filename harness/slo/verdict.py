@@ -20,6 +20,7 @@ import msgspec
 from harness.analysis.goodness import ERRORS, concerned, good, observed_quantile
 from harness.analysis.measures import Measures, Window, judged
 from harness.analysis.stats import allowed_share, lower_bound, more_needed, share, upper_bound
+from harness.analysis.steady import emptiness
 from harness.analysis.summary import Figure
 from harness.analysis.validity import Validity
 from harness.slo.objectives import Objective
@@ -74,7 +75,7 @@ class Verdict(msgspec.Struct, frozen=True):
 def judge(measures: Measures, objectives: Sequence[Objective], validity: Validity, window: Window) -> Verdict:
     """Judge the requests of the window by each objective, and the run by all of them."""
     verdicts = [judge_one(measures, objective, window) for objective in objectives]
-    state, reason = _overall(verdicts, validity)
+    state, reason = _overall(verdicts, validity, emptiness(measures, window))
     return Verdict(state, EXIT_CODES[state], verdicts, validity, reason)
 
 
@@ -107,7 +108,7 @@ def judge_one(measures: Measures, objective: Objective, window: Window) -> Judge
         else observed_quantile(measures, objective, mask),
         budget_used=bad / n / allowed if n else None,
         more_needed=more,
-        reason=_reason(objective, state, bad, bad_share, more),
+        reason=emptiness(measures, window) or _reason(objective, state, bad, bad_share, more),
     )
 
 
@@ -143,12 +144,14 @@ def _share(value: float) -> str:
     return f"{100 * value:.3g} %"
 
 
-def _overall(verdicts: Sequence[Judged], validity: Validity) -> tuple[State, str]:
+def _overall(verdicts: Sequence[Judged], validity: Validity, empty: str) -> tuple[State, str]:
     failed = [check for check in validity.checks if not check.passed]
     if failed:
         return State.INVALID, "the instrument failed: " + "; ".join(check.cause for check in failed)
     if not verdicts:
         return State.INCONCLUSIVE, "there is no objective to judge by"
+    if empty:
+        return State.INCONCLUSIVE, empty
     for state in (State.FAIL, State.INCONCLUSIVE):
         named = [each for each in verdicts if each.state is state]
         if named:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.measures import measure
-from harness.analysis.steady import judged_part, truncation
+from harness.analysis.steady import emptiness, judged_part, truncation
 
 
 def part(records, *, warm_up_s=0.0, duration_s=10.0, **options):
@@ -90,6 +90,28 @@ def test_the_scenario_can_fix_the_window():
 def test_of_a_fixed_window_only_what_the_run_reached_is_judged():
     assert part(answers([100] * 401), duration_s=None, fixed=(3.0, 8.0)).window == pytest.approx((3.0, 4.0))
     assert part(answers([100] * 10), duration_s=None, fixed=(3.0, 8.0)).window == pytest.approx((0.09, 0.09))
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [
+        ({"duration_s": None, "warm_up_s": 10.0}, (10.0, 10.0)),
+        ({"duration_s": None, "fixed": (3.0, 5.0)}, (1.49, 1.49)),
+        ({"duration_s": 9.0, "fixed": (3.0, 5.0), "fixed_by": "hand"}, (3.0, 5.0)),
+        ({"duration_s": 9.0, "warm_up_s": 2.0, "mser5": True}, (2.0, 9.0)),
+    ],
+)
+def test_a_window_in_which_nothing_came_is_named(options, window):
+    found = part(answers([100] * 150), **options)
+    assert found.window == pytest.approx(window)
+    assert found.rule.endswith("; no request was due in the judged window, but from 0 s to 1.49 s")
+
+
+def test_a_window_in_which_something_came_is_not_called_empty():
+    assert emptiness(measure(table(answers([100] * 150))), (1.0, 2.0)) == ""
+    closed = measure(table([record(due_ns=None, started_ns=ms(500))]))
+    assert emptiness(closed, (1.0, 2.0)).startswith("no request was started in")
+    assert emptiness(measure(table([])), (0.0, 1.0)) == "no request was recorded"
 
 
 def test_mser_moves_the_start_to_the_first_request_that_it_keeps():

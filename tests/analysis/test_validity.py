@@ -105,6 +105,12 @@ def test_books_that_do_not_balance_are_invalid(records, books, cause):
     assert cause in found.cause
 
 
+def test_an_empty_window_is_judged_without_a_fault():
+    found = checks(steady(), window=(10.0, 10.0), samples=SOUND, planned=0)
+    assert all(check.passed for check in found.values()), found
+    assert not {"lateness", "dropped", "littles_law"} & set(found)
+
+
 def test_a_late_load_generator_is_invalid():
     found = checks([late(seq, 40) if seq % 50 == 0 else record(seq=seq) for seq in range(1000)])["lateness"]
     assert not found.passed

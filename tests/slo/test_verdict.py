@@ -215,3 +215,10 @@ def test_goodput_and_verdict_count_the_same_requests():
     m, objectives = measure(table(rows)), [parse(P99)]
     found = judge(m, objectives, VALID, (0.0, 10.0)).objectives[0]
     assert summarise(m, objectives, (0.0, 10.0)).total.goodput.n == found.n - found.bad
+
+
+def test_an_empty_window_is_named_and_no_samples_are_asked_for():
+    found = verdict([took(100, seq=seq) for seq in range(50)], P99, window=(3.0, 5.0))
+    assert found.state is State.INCONCLUSIVE
+    assert found.reason == "no request was due in the judged window, but from 0 s to 0.49 s"
+    assert found.objectives[0].reason == found.reason
