@@ -153,5 +153,7 @@ def more_files(limit: int = 0) -> str:
 
 
 def shown(seconds: float) -> str:
-    """A duration as people read it in a cause."""
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    """A duration as people read it in a cause: three digits, and none below a microsecond."""
+    if seconds < 0.9995:
+        return f"{round(1000 * seconds, 3):.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:,.0f} s"

@@ -21,7 +21,7 @@ from harness.analysis.budgets import (
 )
 from harness.analysis.goodness import Criterion
 from harness.analysis.measures import Measures, Window
-from harness.record import Run, Sample
+from harness.record import Manifest, Run, Sample
 
 
 def check_health(
@@ -30,6 +30,7 @@ def check_health(
     window: Window,
     *,
     run: Run,
+    manifest: Manifest,
     objectives: Sequence[Criterion],
     budgets: Budgets,
 ) -> Iterator[Check]:
@@ -47,7 +48,10 @@ def check_health(
     yield from _read_lag(chosen, run, objectives, budgets)
     yield _collections(chosen, budgets)
     yield from _files(chosen, budgets)
-    yield from _littles_law(measures, workers, window, objectives, budgets)
+    # Of a worker that left no books, what was in flight has no record: the ledger says so.
+    kept_books = {ledger.worker for ledger in manifest.workers}
+    whole = {worker: mine for worker, mine in workers.items() if worker in kept_books}
+    yield from _littles_law(measures, whole, window, objectives, budgets)
     yield from _clock(_by_worker(samples), run, budgets)
 
 
@@ -243,7 +247,7 @@ def _littles_law(
     of its bookkeeping, so as many as arrive within the budget of lateness are no contradiction.
     """
     started, ended, owner = _spans(measures)
-    if not len(started) or window[1] <= window[0]:
+    if not len(started) or not workers or window[1] <= window[0]:
         return
     counted = recorded = 0.0
     for worker, samples in workers.items():

@@ -66,7 +66,11 @@ def validate(
         telemetry: what became of the spans; None if telemetry was off.
         budgets: how much is too much.
     """
-    health = list(check_health(measures, samples, window, run=run, objectives=objectives, budgets=budgets))
+    health = list(
+        check_health(
+            measures, samples, window, run=run, manifest=manifest, objectives=objectives, budgets=budgets
+        )
+    )
     # An event loop that was away reads a stream in one piece itself, and gives overdue arrivals out all at
     # once: no proxy is to blame then, and no pool.
     starved = any(not check.passed and check.name in _AWAY for check in health)
@@ -264,11 +268,16 @@ def _achieved(
     """Were the planned arrivals dispatched in their time? Those that found no idle user were: see above."""
     if not planned:
         return
+    due = within(measures, window) & measures.opening
     in_time = measures.dropped | (measures.dispatched_s < window[1] + late_s)
-    dispatched = len(np.unique(measures.seq[within(measures, window) & measures.opening & in_time]))
+    dispatched = len(np.unique(measures.seq[due & in_time]))
+    lost = len(np.unique(measures.seq[due & measures.dropped]))
     observed = dispatched / planned
     passed = observed >= budgets.achieved_share
-    rate, wanted = per_second(dispatched, window).value, per_second(planned, window).value
+    rate, wanted, unsent = (per_second(each, window).value or 0 for each in (dispatched, planned, lost))
+    cause = f"{rate:,.1f} arrivals/s were dispatched"
+    if lost:
+        cause += f" ({unsent:,.1f}/s of them dropped, {rate - unsent:,.1f}/s sent)"
     yield Check(
         "achieved_rate",
         passed=passed,
@@ -276,7 +285,7 @@ def _achieved(
         budget=budgets.achieved_share,
         unit="1",
         n=planned,
-        cause=f"{rate or 0:,.1f} arrivals/s were dispatched, {wanted or 0:,.1f} were planned",
+        cause=f"{cause}, {wanted:,.1f} were planned",
         remedy="" if passed else relief(run),
     )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from factories import dropped, failure, manifest, ms, record, run, stream, table
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.analysis.budgets import shown
 from harness.analysis.health import waited
 from harness.analysis.measures import measure
 from harness.analysis.validity import Budgets, validate
@@ -292,6 +294,16 @@ def test_a_rate_below_the_plan_is_invalid():
     assert "90.0 arrivals/s were dispatched, 100.0 were planned" in found.cause
 
 
+def test_what_was_dropped_is_told_apart_from_what_was_sent():
+    """The report's head says what was sent."""
+    rows = [dropped(seq=seq) if seq < 40 else record(seq=seq) for seq in range(400)]
+    found = checks(rows, planned=500)["achieved_rate"]
+    assert found.observed == 0.8
+    assert found.cause == (
+        "40.0 arrivals/s were dispatched (4.0/s of them dropped, 36.0/s sent), 50.0 were planned"
+    )
+
+
 def test_arrivals_started_after_the_window_were_not_in_time():
     rows = [*steady(500), *(late(seq, 3000) for seq in range(500, 1000))]
     assert checks(rows, planned=1000)["achieved_rate"].observed == pytest.approx(0.7, abs=0.01)
@@ -509,13 +521,22 @@ def test_mean_in_flight_must_be_rate_times_mean_time(in_flight, passed):
     assert found.passed is passed
 
 
+def test_what_a_lost_worker_had_in_flight_is_no_riddle():
+    samples = [sample(second, in_flight=50) for second in range(1, 10)]
+    lost = manifest(1000, workers=[], lost=50, stop_reason="interrupted")
+    assert "littles_law" not in checks(steady(), samples=samples, manifest=lost)
+
+
 def test_each_worker_s_records_are_held_against_its_own_samples():
     samples = [sample(second, in_flight=10) for second in range(1, 10)]
     idle = [sample(second, worker=1) for second in range(1, 10)]
-    found = checks(steady(), samples=[*samples, *idle], run=run(workers=2))["littles_law"]
+    books = manifest(1000).workers[0]
+    both = manifest(1000, workers=[books, msgspec.structs.replace(books, worker=1)])
+    options = {"manifest": both, "run": run(workers=2)}
+    found = checks(steady(), samples=[*samples, *idle], **options)["littles_law"]
     assert found.observed == pytest.approx(0)
     busy = [sample(second, worker=1, in_flight=10) for second in range(1, 10)]
-    assert not checks(steady(), samples=busy)["littles_law"].passed
+    assert not checks(steady(), samples=busy, **options)["littles_law"].passed
 
 
 def test_a_session_is_in_flight_while_it_thinks():
@@ -537,6 +558,32 @@ def test_a_wall_clock_that_jumps_is_invalid(step, passed):
     found = checks(steady(10), samples=samples)["clock"]
     assert found.observed == pytest.approx(abs(step) / 1000)
     assert found.passed is passed
+
+
+def test_a_clock_that_jumped_in_the_warm_up_or_before_the_first_sample_is_invalid():
+    for begins in (1, 4):
+        samples = [
+            sample(second, wall_clock_ns=ms(1000 * second + (60 if second >= begins else 0)))
+            for second in range(1, 11)
+        ]
+        assert not checks(steady(), window=(6.0, 10.0), samples=samples)["clock"].passed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (1.1e-8, "0 ms"),
+        (1.26e-6, "0.001 ms"),
+        (0.02504, "25 ms"),
+        (0.9994, "999 ms"),
+        (0.9998, "1 s"),
+        (1.756, "1.76 s"),
+        (3600, "3,600 s"),
+    ],
+)
+def test_a_duration_is_told_in_digits_that_people_read(seconds, text):
+    assert shown(seconds) == text
 
 
 def test_a_clock_that_is_slewed_has_not_jumped():
