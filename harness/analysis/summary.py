@@ -37,7 +37,7 @@ class Group(msgspec.Struct, frozen=True):
     rate: Figure
     """Requests that ended per second of the window."""
     goodput: Figure
-    """Requests per second that meet every objective."""
+    """Of those, the ones that meet every objective: never more than `rate`."""
     error_rate: Figure
     """Share of requests that are errors, after retries."""
     first_attempt_error_rate: Figure
@@ -176,7 +176,7 @@ def _group(kind: str, measures: Measures, chosen: Mask, meets: Mask, window: Win
         statuses=_tally("none" if each is None else str(each) for each in rows.column("status").to_pylist()),
         errors=_tally(each for each in rows.column("error").to_pylist() if each),
         rate=per_second(int(ended.sum()), window),
-        goodput=per_second(int((chosen & meets).sum()), window),
+        goodput=per_second(int((ended & meets).sum()), window),
         error_rate=share(int((chosen & measures.failed).sum()), n),
         first_attempt_error_rate=share(int((chosen & measures.first_failed).sum()), n),
         prompt_tokens=_tokens(rows, "prompt_tokens"),

@@ -93,6 +93,18 @@ def test_goodput_wants_every_objective_met():
     assert {group.kind: group.goodput.value for group in found.kinds} == {"completion": 0.1, "stream": 0.1}
 
 
+def test_goodput_is_of_what_ended_in_the_window_and_so_never_exceeds_the_rate():
+    rows = [
+        record(seq=0, ended_ns=ms(950)),  # due before the window
+        record(seq=1, due_ns=ms(1000)),
+        record(seq=2, due_ns=ms(1900), ended_ns=ms(2050)),  # ends after it
+        record(seq=3, due_ns=ms(1100), ended_ns=ms(1990)),  # not good
+        record(seq=4, due_ns=ms(800), ended_ns=ms(1010)),
+    ]
+    found = summary(rows, ["response: p(99) < 500ms"], window=(1.0, 2.0)).total
+    assert (found.rate.n, found.goodput.n) == (3, 2)
+
+
 def test_an_objective_of_one_kind_leaves_the_others_alone():
     records = [record(seq=0), stream(seq=1)]
     assert summary(records, ["stream.response: p(99) < 1ms"]).total.goodput.value == 0.1
