@@ -14,6 +14,8 @@ the rest with the least standard error: d minimises
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 import numpy as np
 
@@ -85,10 +87,20 @@ def _steady(measures: Measures, window: Window, begin: str) -> Part:
     if cut is None:
         rule = f"from {begin} to the end of the arrivals: MSER-5 found no steady state in {n:,} requests"
         return Part((start_s, end_s), rule)
-    if cut:
-        start_s = float(measures.arrival_s[in_order[cut]])
+    cut_s = float(measures.arrival_s[in_order[cut]]) if cut else start_s
     rule = f"from MSER-5's cut, {cut:,} of {n:,} requests after {begin}, to the end of the arrivals"
-    return Part((start_s, end_s), rule)
+    return Part((cut_s, end_s), "; ".join([rule, *_cut_with_them(measures, (start_s, cut_s), end_s)]))
+
+
+def _cut_with_them(measures: Measures, cut: Window, end_s: float) -> Iterator[str]:
+    """What escapes judgement with a cut: a cold start is slow, but so is a server that stalls."""
+    away, rest = within(measures, cut), within(measures, (cut[1], end_s))
+    failed = int((away & measures.failed).sum())
+    if failed:
+        yield f"{failed:,} failed in what was cut"
+    slowest_s, left_s = (measures.response[part & measures.ok].max(initial=0.0) for part in (away, rest))
+    if slowest_s > left_s:
+        yield f"the slowest in what was cut took {slowest_s:.3g} s, in the rest {left_s:.3g} s"
 
 
 def truncation(values: Floats) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from factories import dropped, ms, record, table
+from factories import dropped, failure, ms, record, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,9 +118,9 @@ def test_mser_moves_the_start_to_the_first_request_that_it_keeps():
     found = part(answers(settling()), mser5=True)
     cut = truncation(settling())
     assert found.window == pytest.approx((cut / 100, 10.0))
-    assert (
-        found.rule
-        == f"from MSER-5's cut, {cut} of 1,000 requests after the start, to the end of the arrivals"
+    assert found.rule == (
+        f"from MSER-5's cut, {cut} of 1,000 requests after the start, to the end of the arrivals; "
+        "the slowest in what was cut took 0.502 s, in the rest 0.119 s"
     )
 
 
@@ -131,6 +131,32 @@ def test_mser_looks_at_answers_after_the_warm_up_alone():
     found = part(rows, warm_up_s=8.0, duration_s=20.0, mser5=True)
     assert 8.0 <= found.window[0] <= 10.0
     assert "after the warm-up of 8 s" in found.rule
+
+
+def test_an_early_stall_that_is_cut_is_told_and_so_is_what_failed_in_it():
+    times = np.random.default_rng(1).normal(100, 5, 1000)
+    times[300] = 60_000
+    rows = answers(times)
+    for seq in (50, 60):
+        rows[seq] = failure(seq=seq)
+    found = part(rows, mser5=True)
+    assert 3.0 < found.window[0] < 3.5
+    assert "; 2 failed in what was cut; the slowest in what was cut took 60 s, in the rest 0.1" in found.rule
+
+
+def test_a_cut_that_hides_nothing_has_nothing_to_tell():
+    found = part(answers([*[100] * 200, *[500, 510] * 400]), mser5=True)
+    assert (
+        found.rule == "from MSER-5's cut, 200 of 1,000 requests after the start, to the end of the arrivals"
+    )
+
+
+def test_mser_does_not_take_quick_failures_for_answers():
+    rows = answers(np.random.default_rng(1).normal(100, 5, 1000))
+    rows[:300] = [failure(seq=seq, ended_ns=ms(10 * seq + 1)) for seq in range(300)]
+    found = part(rows, mser5=True)
+    assert found.rule.startswith("from MSER-5's cut, 0 of 700 requests")
+    assert found.window == (0.0, 10.0)
 
 
 def test_an_overloaded_server_is_judged_in_full_and_the_rule_says_why():
