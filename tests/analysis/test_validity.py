@@ -262,8 +262,8 @@ def test_a_wait_for_an_idle_user_blames_the_pool_and_not_the_dispatcher():
 
 
 def test_a_slow_server_is_not_let_off_by_a_patient_pool():
-    rows = [kept_waiting(seq, 2000, took=2000) for seq in range(800)]
-    found = checks(rows, planned=800)
+    rows = [kept_waiting(seq, 2000, took=2000) for seq in range(1000)]
+    found = checks(rows, planned=1000)
     assert found["dropped"].passed
     assert "the server's answers alone miss" in found["dropped"].cause
     assert found["lateness"].passed
@@ -560,13 +560,12 @@ def test_a_wall_clock_that_jumps_is_invalid(step, passed):
     assert found.passed is passed
 
 
-def test_a_clock_that_jumped_in_the_warm_up_or_before_the_first_sample_is_invalid():
-    for begins in (1, 4):
-        samples = [
-            sample(second, wall_clock_ns=ms(1000 * second + (60 if second >= begins else 0)))
-            for second in range(1, 11)
-        ]
-        assert not checks(steady(), window=(6.0, 10.0), samples=samples)["clock"].passed
+@pytest.mark.parametrize("away", [range(1, 11), range(2, 4)])
+def test_a_clock_that_jumped_before_the_first_sample_or_there_and_back_in_the_warm_up_is_invalid(away):
+    samples = [
+        sample(second, wall_clock_ns=ms(1000 * second + 60 * (second in away))) for second in range(1, 11)
+    ]
+    assert not checks(steady(), window=(6.0, 10.0), samples=samples)["clock"].passed
 
 
 @pytest.mark.parametrize(
@@ -628,6 +627,8 @@ def streams(n, reads, chunks, took):
     [
         (1, 20, 400, False),
         (2, 20, 400, False),
+        (2, 9, 400, False),
+        (3, 9, 400, True),
         (10, 20, 400, True),
         (1, 20, 40, True),  # a fast server sends all in one piece
     ],
