@@ -69,11 +69,9 @@ def judged_part(
 
 
 def emptiness(measures: Measures, window: Window) -> str:
-    """Say that nothing came in the window, and when it did; empty if something came."""
-    if within(measures, window).any():
+    """Say that nothing came in the window, but at other times; empty if it did, or nothing ever came."""
+    if not len(measures) or within(measures, window).any():
         return ""
-    if not len(measures):
-        return "no request was recorded"
     came = "was due" if measures.open_loop.any() else "was started"
     first_s, last_s = measures.arrival_s.min(), measures.arrival_s.max()
     return f"no request {came} in the judged window, but from {first_s:.3g} s to {last_s:.3g} s"
