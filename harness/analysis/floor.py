@@ -52,8 +52,8 @@ _FLOOR_OF = {
     "itl_longest": "itl_longest",
     "tpot": "tpot",
 }
-"""By measure, which error is its floor. `lateness` has none, for it is the instrument's own; nor have
-`connect` and `held`, of which the mock's log knows nothing."""
+"""By measure, which error is its floor. `lateness` and `queued` have none, for they are the instrument's own;
+nor have `connect` and `held`, of which the mock's log knows nothing."""
 _WITHOUT_STREAMS = {"ttft": "response", "ttft_from_start": "service"}
 
 

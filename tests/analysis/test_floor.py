@@ -186,6 +186,7 @@ FLOORS_MS = {
     "itl_longest": 2,
     "tpot": 0.25,
     "lateness": None,
+    "queued": None,
     "connect": None,
     "held": None,
 }
