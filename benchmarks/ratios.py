@@ -507,8 +507,26 @@ def measure_chunks(size: Size, root: Path, *options: str) -> list[Row]:
 # -- (3) a thousand streams and more ----------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The harness, and right after it a bare loop of epoll and recv, which tells how fast the machine was."""
+
+    ours: Fidelity
+    bare: Fidelity
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether the server had its core to itself beside the harness."""
+        return percentiles(self.ours.server_late_ms)[1] < SERVER_LATE_MS
+
+    @property
+    def ratio(self) -> float:
+        """The harness's CPU time a chunk, in those of the bare loop."""
+        return self.ours.cpu_us / self.bare.cpu_us
+
+
 def measure_many(size: Size, root: Path) -> list[Row]:
-    """More streams at once than most clients carry."""
+    """More streams at once than most clients carry; beside each run a bare loop's."""
     rows = []
     loads: list[tuple[Any, ...]] = [*size.many, (*size.many[0], "--vary")]
     for place, (count, itl_ms, *options) in enumerate(loads):
@@ -516,14 +534,19 @@ def measure_many(size: Size, root: Path) -> list[Row]:
         first = (count, itl_ms, *options) == FULL.many[0]
         many = dataclasses.replace(size, streams=count)
 
-        def own(number: int, many: Size = many, what: str = what, place: int = place) -> Fidelity:
-            say(f"{what}, run {number + 1}")
-            return harness_streams(url, many, root / f"many-{place}-{number}")
+        def pair(number: int, many: Size = many, what: str = what, place: int = place) -> Pair:
+            say(f"{what}, turn {number + 1}")
+            folder = root / f"many-{place}-{number}"
+            ours = harness_streams(url, many, folder)
+            command = [sys.executable, str(BASELINES / "bare_streams.py"), url]
+            bare = baseline_streams(command, url, many, folder.with_name(f"{folder.name}-bare"))
+            if bare.missing:
+                sys.exit(f"{what}: the bare loop has missed {bare.missing:,} chunks, and is no measure")
+            return Pair(ours, bare)
 
         with reference_server("--ttft-ms", str(TTFT_MS), "--itl-ms", str(itl_ms), *options) as url:
-            seen, kept = repeat(
-                own, lambda each: percentiles(each.server_late_ms)[1] < SERVER_LATE_MS, size.runs
-            )
+            pairs, kept = repeat(pair, lambda each: each.undisturbed, size.runs)
+        seen = [each.ours for each in pairs]
         core = [each.core for each in seen]
         p50s_ms, p99s_ms = zip(*[percentiles(each.answer_error_ms) for each in seen], strict=True)
         lag50s_ms, lag99s_ms = zip(*[percentiles(each.lag_ms) for each in seen], strict=True)
@@ -535,7 +558,9 @@ def measure_many(size: Size, root: Path) -> list[Row]:
             _bound(f"{what}, TTFT error P99, connected", p99s_ms, "ms", 0.2 if first else None),
             Row(f"{what}, lag of a chunk's stamp P50", spread(lag50s_ms, ".3f", "ms")),
             Row(f"{what}, lag of a chunk's stamp P99", spread(lag99s_ms, ".3f", "ms")),
-            Row(f"{what}, runs undisturbed : disturbed", kept),
+            Row(f"{what}, a bare loop's share of a core", spread([each.bare.core for each in pairs], ".3f")),
+            Row(f"{what}, CPU, harness : bare loop", spread([each.ratio for each in pairs], ".2f")),
+            Row(f"{what}, turns undisturbed : disturbed", kept),
         ]
     return rows
 
