@@ -19,6 +19,8 @@ from harness.record import Outcome, Usage
 _START_BYTES = 8_192
 _LESSONS = 8
 """So many pieces of a stream may teach a shape. What others then differ in, no shape leaves out."""
+_SINGLY = 8
+"""After a text that nobody knows, so many pieces are looked at one by one: others may be new, too."""
 _LONGEST_WAIT_S = 86_400.0
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
@@ -87,7 +89,16 @@ class Stream:
             self._inflate = _inflater(exchange) or self._unreadable()
         inflate, plain = self._inflate, self._inflate is _as_is
         usual = self._usual if plain and self._framer.between else None
-        for piece, stamp_ns in zip(exchange.pieces, exchange.stamps, strict=True):
+        pieces, stamps, at, leap_at = exchange.pieces, exchange.stamps, 0, 0
+        while at < len(pieces):
+            if usual is not None and at >= leap_at:
+                known = usual.leads(pieces[at:])
+                self.chunk_ns += stamps[at : at + known]
+                at += known
+                leap_at = at + _SINGLY
+                continue
+            piece, stamp_ns = pieces[at], stamps[at]
+            at += 1
             if usual is not None and usual.matches(piece):
                 self.chunk_ns.append(stamp_ns)
                 continue
@@ -125,11 +136,12 @@ class Stream:
                 self._learn(piece, event, delta)
 
     def _learn(self, piece: bytes, event: Event, delta: Delta) -> None:
-        """Others may look as this piece did; its shape is asked for as long as shapes may help."""
-        pattern = pattern_of(piece, event, delta, self._reads if self._lessons else None)
+        """Others may look as this piece did; its shape is asked for where the last one's text was not all."""
+        asks = self._usual is not None and self._lessons > 0
+        pattern = pattern_of(piece, event, delta, self._reads if asks else None)
         if pattern is not None:
             self._usual = pattern
-            self._lessons -= self._lessons > 0
+            self._lessons -= asks
 
     def end(self, exchange: Exchange) -> None:
         """The stream is over: what is still missing?"""

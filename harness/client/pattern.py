@@ -11,7 +11,8 @@ read of its own, the chunk's framing is part of what repeats itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import msgspec
 
@@ -76,6 +77,15 @@ class Pattern(msgspec.Struct, frozen=True, gc=False):
         text = piece[len(head) : -len(tail)]
         plain = text in _KNOWN or (piece.endswith(tail) and _is_plain(text))
         return (plain and piece == b"".join((head, text, tail))) or self.resembles(piece, 0, len(piece))
+
+    def leads(self, pieces: Sequence[bytes]) -> int:
+        """How many of the first pieces match, by texts that are known to be plain, all told at once."""
+        head, tail = self.head, self.tail
+        begin, end = len(head), -len(tail)
+        texts = list(takewhile(_KNOWN.__contains__, (piece[begin:end] for piece in pieces)))
+        # No known text is empty: so each piece is as long as its parts, and stands for itself in the whole.
+        whole = b"".join((head, (tail + head).join(texts), tail))
+        return len(texts) if texts and b"".join(pieces[: len(texts)]) == whole else 0
 
     def resembles(self, read: bytes, begin: int, end: int) -> bool:
         """The same of a piece that differs in more than its text: the read from `begin` to `end`."""

@@ -159,6 +159,42 @@ def test_short_texts_are_remembered_and_not_too_many():
     assert len(patterns._KNOWN) == patterns._KNOWN_MOST
 
 
+def test_known_texts_are_told_together_up_to_the_first_that_is_not(monkeypatch):
+    monkeypatch.setattr(patterns, "_KNOWN", {b"a", b"bc"})
+    pattern, pieces = learned(), [HEAD + text + TAIL for text in (b"a", b"bc", b"a", b"new", b"a")]
+    assert pattern.leads(pieces) == 3
+    assert pattern.leads(pieces[3:]) == 0
+    assert pattern.leads([]) == 0
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        HEAD.replace(b'"index":0', b'"index":1') + b"a" + TAIL,
+        HEAD + b"a" + TAIL.replace(b"null", b'"en"'),
+        HEAD[1:] + b"xa" + TAIL,
+        HEAD + b"a" + TAIL[:-1],
+        HEAD[:-1] + TAIL,
+        b"",
+    ],
+)
+def test_no_piece_among_many_passes_for_what_it_is_not(piece, monkeypatch):
+    monkeypatch.setattr(patterns, "_KNOWN", {b"a", b"xa", b'"', b"a" + TAIL[:1]})
+    usual = HEAD + b"a" + TAIL
+    assert learned().leads([usual, piece, usual]) < 2
+    assert learned().leads([piece, HEAD[1:] + b"a" + TAIL]) == 0
+
+
+def test_a_new_text_among_known_ones_keeps_every_stamp(monkeypatch):
+    monkeypatch.setattr(patterns, "_KNOWN", {b"a"})
+    texts = [b"new" if number in {5, 6, 29} else b"a" for number in range(40)]
+    exchange, answer = Exchange(limits(Timeouts()), 0), Stream(CALL)
+    exchange.pieces += [HEAD + text + TAIL for text in texts]
+    exchange.stamps += range(40)
+    answer.read(exchange)
+    assert answer.chunk_ns == list(range(40))
+
+
 @pytest.mark.parametrize("order", ["aba", "abab", "aabba"])
 def test_usage_in_each_chunk_is_that_of_the_last(order):
     counted = {
@@ -221,7 +257,7 @@ def read(pieces):
     for number, piece in enumerate(pieces):
         exchange.pieces.append(piece)
         exchange.stamps.append(10 + number)
-        if number % 3 == 2:  # as if digested in between
+        if number % 5 == 4:  # as if digested in between
             answer.read(exchange)
             exchange.pieces.clear()
             exchange.stamps.clear()
