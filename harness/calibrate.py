@@ -73,14 +73,14 @@ def calibrate(
     try:
         load = rehearse(scenario, seconds, folder, share_of=share_of)
         truths = _driven(load.scenario, folder, on_progress, workers=1 if remote else workers)
+        window = (WARM_UP_S, float(load.scenario.duration_s or seconds))
+        measured = _floor(folder, truths, window, scenario.mock.profile, share_of, load.unlike)
+        if not measured.requests:
+            raise EngineError(f"no request of the calibration was answered: {_outcomes(folder)}")
+        keep(measured, folder)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    window = (WARM_UP_S, float(load.scenario.duration_s or seconds))
-    measured = _floor(folder, truths, window, scenario.mock.profile, share_of, load.unlike)
-    if not measured.requests:
-        raise EngineError(f"no request of the calibration was answered: {_outcomes(folder)}")
-    keep(measured, folder)
     return measured
 
 

@@ -1,8 +1,8 @@
 """The command line: one function a verb; stdout is the product, stderr the progress.
 
 Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, or a file that cannot be read or written,
-3 INCONCLUSIVE, 4 INVALID, 70 a bug of ours (EX_SOFTWARE of sysexits.h), 130 interrupted before there was
-anything to judge (128 + SIGINT, as shells say). Nothing heavy is imported before a verb needs it.
+3 INCONCLUSIVE, 4 INVALID, 70 a bug of ours (EX_SOFTWARE of sysexits.h), 130 interrupted before there was a
+verdict (128 + SIGINT, as shells say). Nothing heavy is imported before a verb needs it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _THRESHOLD = (
 )
 _EXIT_CODES = (
     "Exit codes: 0 PASS, 1 FAIL, 2 bad usage or configuration, 3 INCONCLUSIVE, 4 INVALID, "
-    "70 a bug of the harness, 130 interrupted before there was anything to judge."
+    "70 a bug of the harness, 130 interrupted before there was a verdict."
 )
 _BUG, _INTERRUPTED = 70, 130
 _LISTEN = "127.0.0.1:5557"
@@ -242,7 +242,7 @@ def _heed_signals() -> None:
 def report(folder: Path | None, runs: Path, thresholds: tuple[str, ...], window: str, **forms: bool) -> None:
     """Judge a recorded run again, from its records; print one form of the report.
 
-    RUN is a run folder; without it, the newest below ./runs is taken, and named on stderr.
+    RUN is a run folder; without it, the newest run below ./runs is taken, and named on stderr.
 
     Without a form, the reports in the run folder are written anew and the table is printed. With
     --threshold or --window the verdict is marked as one by hand, and the files are left as they are:
@@ -265,8 +265,12 @@ def report(folder: Path | None, runs: Path, thresholds: tuple[str, ...], window:
 
 
 def _newest(runs: Path) -> Path:
-    """The run that began last: the names of run folders begin with when they did."""
-    found = sorted(header.parent for header in runs.glob("*/run.json"))
+    """The run that began last, by its folder's name; a calibration and a profile have tables of their own."""
+    found = sorted(
+        header.parent
+        for header in runs.glob("*/run.json")
+        if not header.parent.name.endswith("-calibration") and not header.with_name("ticks.json").exists()
+    )
     if not found:
         raise ConfigError("RUN", "", None, f"there is no run below {runs}; give the folder of one")
     _tell(f"harness: RUN is {found[-1]}, the newest below {runs}")
@@ -369,7 +373,7 @@ def calibrate(
     """Measure the harness's own error at a scenario's planned load, against the mock's truth log.
 
     What is below three times that error cannot be resolved on this machine at this load. Ctrl-C ends it, and
-    leaves nothing.
+    leaves nothing of what was not yet measured.
     """
     _heed_signals()
     from harness import calibrate as calibration
@@ -480,7 +484,7 @@ def _shown_question() -> Iterator[Callable[[str], None]]:
     """What is asked for now, on stderr while it lasts; nothing where that is no terminal."""
     from rich.console import Console
 
-    if not sys.stderr.isatty():
+    if not _obeys_escapes(sys.stderr):
         yield lambda _: None
         return
     with Console(stderr=True).status("harness doctor") as status:

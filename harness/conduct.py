@@ -93,10 +93,9 @@ def check_listen(remote: Remote) -> None:
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:  # a name that is not known is one too
-        remedy = (
-            f"nobody can listen there ({error.strerror}): give an address of this machine and a free port"
-        )
+    except (OSError, UnicodeError) as error:  # a name that is not known is one too
+        why = getattr(error, "strerror", None) or "no name of a host"
+        remedy = f"nobody can listen there ({why}): give an address of this machine and a free port"
         raise ConfigError("--listen", "", shown, remedy) from error
 
 

@@ -43,7 +43,7 @@ BUDGET_S = 7.5
 """For all questions: with the program's own start, on a slow machine too, ten seconds."""
 _BY = {"name": 0.15, "connect": 0.3, "handshake": 0.4, "models": 0.55, "completion": 0.8, "streaming": 1.0}
 """By which share of it each must be answered: what one leaves over, the next one has."""
-CUT_SHORT = 0.75
+_CUT_SHORT = 0.75
 """A stream is not read for longer than this share of what is left: what came so far tells enough."""
 CHECKS = (
     *("open files", "cpus", "name", "connect", "tls", "http", "http/2", "round trip", "key", "models"),
@@ -293,10 +293,16 @@ def _answers(
         if _redirects(answered):
             return Answers(listed, trips=trips, whole=(whole, answered))
         on_ask("a stream")
-        by_s, now_s = until_s["streaming"], time.perf_counter()
-        short_s = now_s + (by_s - now_s) * CUT_SHORT
+        by_s = until_s["streaming"]
+        short_s = leave_s(by_s)
         streamed = probe.within(by_s, lambda: probe.ask_stream(by, pieces.dialect.path, pieces.body, short_s))
     return Answers(listed, trips=trips, whole=(whole, answered), pieces=(pieces, streamed))
+
+
+def leave_s(by_s: float) -> float:
+    """When to leave a stream that must be told by a time; both on `time.perf_counter`, in seconds."""
+    now_s = time.perf_counter()
+    return now_s + (by_s - now_s) * _CUT_SHORT
 
 
 def _redirects(answer: Reply | Streamed | Fault) -> bool:
@@ -507,7 +513,10 @@ def judge_connects(times_s: Sequence[float] | Fault, where: str, guide_s: float 
 
 
 def spread(times_s: Sequence[float]) -> str:
-    """P50 and P99 by nearest rank; below 100 the latter is the longest of all, and it says so."""
+    """P50 and P99 by nearest rank; below 100 the latter is the longest of all, and it says so.
+
+    Not by `analysis.stats`, which would load numpy for it.
+    """
     ordered, n = sorted(times_s), len(times_s)
     p50, p99 = (quantity(ordered[math.ceil(n * p) - 1], "s") for p in (0.5, 0.99))
     return f"P50 {p50}, P99 {p99} ({f'the longest of {n}' if n < 100 else f'n = {n}'})"
@@ -532,7 +541,7 @@ def judge_tls(tls: Tls | Fault, now_s: float) -> Finding:
         if not tls.text.startswith(probe.NOT_TRUSTED):
             remedy = "is TLS spoken on that port? A server without it has an http:// address"
         return Finding("tls", State.FAIL, tls.text, remedy)
-    days = (tls.expires_s - now_s) / 86_400
+    days = (tls.expires_s - now_s) / _DAY_S
     measured = f"{tls.version}, certificate valid for {days:,.0f} more days"
     if days < _EXPIRES_SOON_D:
         return Finding("tls", State.WARN, measured, "renew the certificate")
@@ -690,7 +699,7 @@ def _without_tokens(streamed: Streamed, heard: Heard, took_s: float) -> Finding:
 
 def _judge_pace(heard: Heard, took_s: float, away_s: float, between: str) -> Finding:
     name, n = "streaming", len(heard.tokens_s)
-    last_s = max(0.0, round(took_s - heard.tokens_s[math.floor(n * (1 - _NEARLY_ALL))], 9))
+    last_s = max(0.0, round(took_s - heard.tokens_s[n - math.ceil(n * _NEARLY_ALL)], 9))
     moments = 1 + sum(later - earlier > _APART_S for earlier, later in pairwise(heard.tokens_s))
     measured = (
         f"{_counted(n, 'token')} at {_counted(moments, 'moment')}, "

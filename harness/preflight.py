@@ -1,4 +1,4 @@
-"""What a scenario names, read before any load is sent, so that a mistake in it costs nothing."""
+"""What a scenario asks for, looked at before any load is sent, so that a mistake in it costs nothing."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MOST_A_SECOND = 1_000_000
 
 
 def check(scenario: Scenario, source: str, given: Sequence[str] = ()) -> None:
-    """Read the objectives, the traces, the data sets, and the bundled mock's files where it is the target.
+    """Read all files that it names, and see that its schedule can be sent and has arrivals to judge.
 
-    And see that the schedule has arrivals to judge.
+    The files are objectives, traces and data sets, and the bundled mock's where that is the target.
 
     Args:
         scenario: as loaded: what lies between its own keys is not checked again.

@@ -277,7 +277,7 @@ def shortened(scenario: Scenario, seconds: float) -> Scenario:
 
 
 def steady(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The samples but the last, which holds Locust's own stop; a lone one is kept."""
+    """The samples but the last, which holds the end of the run; a lone one is kept."""
     return samples[:-1] or samples
 
 
@@ -412,9 +412,7 @@ def _ways(target: Target, scenario: Scenario, asks: int, budget_s: float) -> tup
             return trips, []
         _, pieces = doctor.trials(scenario)
         dialect = DIALECTS[pieces.dialect]
-        now_s = time.perf_counter()
-        left_s = now_s + (by_s["stream"] - now_s) * doctor.CUT_SHORT
-        body = dialect.encode(pieces)
+        left_s, body = doctor.leave_s(by_s["stream"]), dialect.encode(pieces)
         streamed = probe.within(by_s["stream"], lambda: probe.ask_stream(by, dialect.path, body, left_s))
     if isinstance(streamed, Fault):
         trips.append(_trip("a small stream", streamed))

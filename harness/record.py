@@ -41,6 +41,10 @@ class Outcome(StrEnum):
     """We gave the request up: the run was ended before its answer was. No fault of the server's."""
 
 
+NO_USER = "no virtual user was idle in time"
+"""The error of an arrival that was dropped."""
+
+
 class Kind(StrEnum):
     """What sort of traffic an arrival is."""
 

@@ -5,6 +5,7 @@
     ramp, steps, sine, bursts         Poisson arrivals at the rate of the busiest seconds
     a trace                           the same, with the lengths that the trace has from those seconds on
     too few requests for a floor      the same for up to eight seconds; where these are too few, quicker
+    few streams among the others      more of them, up to half, before anything is quicker
     answers that take long            shorter ones
     sessions                          their turns without the pauses between them: as many requests a second
                                       as once all pauses are filled by others' turns
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,7 @@ import msgspec
 from msgspec.structs import replace
 
 from harness.mock.latency import Profile, load_profile, token_offsets_ns
-from harness.report.numbers import count, quantity
+from harness.report.numbers import count, quantity, share
 from harness.workload import schedule, trace
 from harness.workload.prompts import quantile
 from harness.workload.scenario import (
@@ -60,6 +61,7 @@ TURNS = 8
 PATIENCE_S = 10.0
 """An answer that takes longer after all is given up."""
 _SAMPLE = 200
+_ROUNDING_S = 1e-6
 _CHUNK_S = 20e-6
 """What a chunk costs client and mock, though the profile have no delay."""
 
@@ -100,6 +102,7 @@ def rehearse(scenario: Scenario, seconds: float, place: Path, *, share_of: int =
     Raises:
         ConfigError: the mock's profile or the trace cannot be used.
     """
+    scenario = replace(scenario, traffic=tuple(entry for entry in scenario.traffic if entry.weight))
     pace = _pace(load_profile(scenario.mock.profile))
     arrivals, start_s = _busiest(scenario, seconds)
     planned = _part(arrivals, share_of)
@@ -108,12 +111,16 @@ def rehearse(scenario: Scenario, seconds: float, place: Path, *, share_of: int =
     sent = planned
     traffic = tuple(_shared(entry, share_of) for entry in scenario.traffic)
     users = math.ceil(scenario.max_in_flight / share_of)
-    seconds = _long_enough(scenario.traffic, planned, pace, tokens, seconds)
-    if seconds > LONGEST_S:
-        seconds = LONGEST_S
-        sent, tokens = _quicker(scenario.traffic, planned, pace, turns)
-        traffic = tuple(replace(entry, users=None) for entry in scenario.traffic)
+    longest_s = max(seconds, LONGEST_S)
+    needed_s = _needed_s(traffic, planned, pace, tokens)
+    if needed_s > longest_s:
+        compared_s = longest_s - WARM_UP_S
+        traffic = _richer(traffic, (needed_s - WARM_UP_S) / compared_s)
+        if _needed_s(traffic, planned, pace, tokens) > longest_s + _ROUNDING_S:
+            sent, tokens = _quicker(traffic, planned, pace, turns, compared_s)
+        traffic = tuple(replace(entry, users=None) for entry in traffic)
         users = max(users, _needed_users(traffic, sent, pace, tokens))
+    seconds = max(seconds, min(needed_s, longest_s))
     traffic = tuple(_bounded(entry, tokens) for entry in traffic)
     rehearsal = Scenario(
         name="calibration",
@@ -137,7 +144,11 @@ def rehearse(scenario: Scenario, seconds: float, place: Path, *, share_of: int =
         found = trace.read(scenario.arrivals)
         stated = max(found.output_tokens)
         rehearsal = _replayed(rehearsal, found, start_s, tokens, place / "trace.jsonl")
-    return Rehearsal(rehearsal, tuple(_differences(scenario, planned, sent, tokens, stated)))
+    unlike = [
+        *_fewer_streams(scenario.traffic, traffic),
+        *_differences(scenario, planned, sent, tokens, stated),
+    ]
+    return Rehearsal(rehearsal, tuple(unlike))
 
 
 def _differences(
@@ -156,6 +167,12 @@ def _differences(
     if any(_most(entry.turns) > TURNS for entry in scenario.traffic):
         found.append(f"sessions of {TURNS} turns at most")
     return found
+
+
+def _fewer_streams(planned: Sequence[Traffic], sent: Sequence[Traffic]) -> Iterator[str]:
+    before, after = _streams_share(planned), _streams_share(sent)
+    if after > before:
+        yield f"with {share(after)} streams instead of {share(before)}, too few for a floor"
 
 
 def _told(arrivals: Steady) -> str:
@@ -197,17 +214,35 @@ def _part(arrivals: Steady, share_of: int) -> Steady:
     return replace(arrivals, rate=arrivals.rate / share_of)
 
 
-def _long_enough(
-    traffic: Sequence[Traffic], arrivals: Steady, pace: _Pace, tokens: int, seconds: float
-) -> float:
-    """For how long so many must arrive that there is a floor of each measure, but `seconds` at least."""
+def _needed_s(traffic: Sequence[Traffic], arrivals: Steady, pace: _Pace, tokens: int) -> float:
+    """For how long so many must arrive that there is a floor of each measure."""
     rate = arrivals.rate if not isinstance(arrivals, Closed) else _throughput(traffic, arrivals, pace, tokens)
-    return max(seconds, WARM_UP_S + ENOUGH / (rate * _compared(traffic)))
+    return WARM_UP_S + ENOUGH / (rate * _compared(traffic))
 
 
-def _quicker(traffic: Sequence[Traffic], arrivals: Steady, pace: _Pace, turns: int) -> tuple[Steady, int]:
-    """The same, so quick that the longest time is long enough, and the most tokens of an answer then."""
-    rate = ENOUGH / _compared(traffic) / (LONGEST_S - WARM_UP_S)
+def _streams_share(traffic: Sequence[Traffic]) -> float:
+    """Of the arrivals."""
+    of_streams = sum(entry.weight for entry in traffic if entry.kind == "stream")
+    return of_streams / sum(entry.weight for entry in traffic)
+
+
+def _richer(traffic: Sequence[Traffic], times: float) -> tuple[Traffic, ...]:
+    """The same with so many times the streams, of as many arrivals, but no more than half of these."""
+    before = _streams_share(traffic)
+    after = min(times * before, 0.5)
+    if not 0 < before < after:
+        return tuple(traffic)
+    odds = after / (1 - after) / (before / (1 - before))
+    return tuple(
+        replace(entry, weight=entry.weight * odds) if entry.kind == "stream" else entry for entry in traffic
+    )
+
+
+def _quicker(
+    traffic: Sequence[Traffic], arrivals: Steady, pace: _Pace, turns: int, compared_s: float
+) -> tuple[Steady, int]:
+    """The same, so quick that the time is long enough, and the most tokens of an answer then."""
+    rate = ENOUGH / _compared(traffic) / compared_s
     fewest = pace.tokens(QUICK_ANSWER_S / turns)
     if isinstance(arrivals, Closed):
         needed = math.ceil(rate / _throughput(traffic, Closed(users=1), pace, fewest))

@@ -91,6 +91,9 @@ def test_without_a_run_the_newest_is_taken_and_named(run: Path) -> None:
     newer = run.with_name("20260131T000000Z-default")
     shutil.copytree(run, newer)
     (run.parent / "20270101T000000Z-no-run").mkdir()
+    shutil.copytree(run, run.with_name("20270102T000000Z-calibration"))
+    shutil.copytree(run, run.with_name("20270103T000000Z-profiled"))
+    run.with_name("20270103T000000Z-profiled").joinpath("ticks.json").touch()
     done = ask("report", "--runs", run.parent, "--json")
     assert f"harness: RUN is {newer}, the newest below {run.parent}" in done.stderr
     shutil.rmtree(newer)

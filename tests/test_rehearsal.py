@@ -129,6 +129,51 @@ def test_too_low_a_rate_is_raised_and_that_is_said(tmp_path, rate: float) -> Non
     assert found.scenario.max_in_flight > 12.9 * 0.1  # Little's law, at the demo profile's 100 ms
 
 
+def streams_share(load: Scenario) -> float:
+    return sum(entry.weight for entry in load.traffic if entry.kind == "stream") / sum(
+        entry.weight for entry in load.traffic
+    )
+
+
+@pytest.mark.parametrize("arrivals", [Constant(rate=100), Closed(users=20, think_time_s=Seconds(0.1))])
+def test_where_streams_are_rare_there_are_more_of_them_and_not_more_arrivals(tmp_path, arrivals) -> None:
+    mix = (Traffic(kind="completion", weight=99, users=50), Traffic(kind="stream", users=5))
+    found = rehearsed(tmp_path, arrivals=arrivals, traffic=mix)
+    assert found.scenario.arrivals == arrivals
+    assert found.scenario.duration_s == LONGEST_S
+    share = streams_share(found.scenario)
+    assert 0.1 < share < 0.2
+    assert found.unlike == (f"with {100 * share:.3g} % streams instead of 1.00 %, too few for a floor",)
+    if isinstance(arrivals, Constant):
+        assert expected_comparisons(found.scenario, share) == pytest.approx(ENOUGH)
+
+
+@pytest.mark.parametrize("weight", [1, 1e-6])
+def test_streams_are_no_more_than_half_however_rare_and_slow_they_were(tmp_path, weight: float) -> None:
+    mix = (Traffic(kind="completion", weight=99), Traffic(kind="stream", weight=weight))
+    found = rehearsed(tmp_path, arrivals=Constant(rate=5), traffic=mix)
+    assert streams_share(found.scenario) == pytest.approx(0.5)
+    assert found.scenario.arrivals.rate == pytest.approx(2 * ENOUGH / (LONGEST_S - WARM_UP_S))
+    assert len(found.unlike) == 2
+
+
+def test_who_asks_for_longer_waits_for_longer_before_anything_is_quicker(tmp_path) -> None:
+    quick = rehearsed(tmp_path, 20, arrivals=Constant(rate=200))
+    assert (quick.scenario.arrivals, quick.scenario.duration_s, quick.unlike) == (Constant(rate=200), 20, ())
+    slow = rehearsed(tmp_path, 20, arrivals=Constant(rate=5))
+    assert (slow.scenario.arrivals, slow.scenario.duration_s, slow.unlike) == (Constant(rate=5), 20, ())
+    slower = rehearsed(tmp_path, 20, arrivals=Constant(rate=1))
+    assert slower.scenario.arrivals.rate == pytest.approx(ENOUGH / 19)
+    assert slower.scenario.duration_s == 20
+
+
+def test_what_has_no_weight_has_no_say(tmp_path) -> None:
+    idle = Traffic(kind="stream", weight=0, turns=50, think_time_s=Seconds(20), output=Fixed(tokens=10_000))
+    found = rehearsed(tmp_path, arrivals=Constant(rate=70), traffic=(STREAM, idle))
+    assert found.unlike == ()
+    assert [entry.kind for entry in found.scenario.traffic] == ["stream"]
+
+
 @pytest.mark.parametrize("closed", [Closed(users=1), Closed(users=3, think_time_s=Seconds(60))])
 def test_a_closed_loop_that_is_too_slow_is_given_users_and_no_pauses(tmp_path, closed: Closed) -> None:
     found = rehearsed(tmp_path, arrivals=closed)

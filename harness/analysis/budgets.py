@@ -1,4 +1,4 @@
-"""How far the instrument may stray, and what it says of itself: the values that all checks share."""
+"""What every check of the instrument shares: budgets, how its answer is told, and what helps."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def floor(
         (np.diff(row["chunk_ns"]), np.diff(truth.chunk_ns)) for row, truth in equal if len(truth.chunk_ns) > 1
     ]
     itl_ns = [np.abs(ours - theirs) for ours, theirs in gaps_ns]
-    # The last sample holds Locust's own stop, which costs the event loop some 60 ms: no traffic meets it.
+    # What a sample sums up must lie in the window, as what is compared does.
     healthy = [each for each in samples if _middle_s(each) >= window[0] and each.t_ns / 1e9 <= window[1]]
     by_worker: dict[int, list[Sample]] = defaultdict(list)
     for each in healthy:

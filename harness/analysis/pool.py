@@ -91,8 +91,6 @@ def _users_of_one(arrivals: _Arrivals, chosen: Mask, window: Window, usual_s: fl
 def _arrivals(measures: Measures) -> _Arrivals:
     rows = np.flatnonzero(measures.open_loop)
     _, first = np.unique(measures.seq[rows], return_index=True)
-    if not len(rows):
-        return _Arrivals(measures.kind, np.empty(0, np.int64), np.empty(0), np.empty(0))
     ended = np.fmax.reduceat(measures.ended_s[rows], first)
     started = np.fmin.reduceat(measures.started_s[rows], first)
     opening = rows[first]

@@ -183,9 +183,11 @@ def _lateness(
 
 def _punctuality(late_s: float, objectives: Sequence[Criterion], run: Run, budgets: Budgets) -> str:
     """What helps against lateness. Below what a scheduler does to anybody, no CPU is short: the limit is."""
-    limit = tightest(objectives, from_due=True)
-    if limit is None or late_s > budgets.hub_lag_floor_s:
+    if late_s > budgets.hub_lag_floor_s:
         return relief(run)
+    limit = tightest(objectives, from_due=True)
+    if limit is None or lateness_budget(objectives, budgets) == budgets.lateness_s:
+        return f"budgets.lateness is finer than this machine is punctual: raise it above {shown(late_s)}"
     return (
         f"a limit of {shown(limit.seconds)} for {limit.measure} is finer than this machine is punctual: "
         f"judge {FROM_START[limit.measure]} instead, or set budgets.lateness_of_threshold"

@@ -14,7 +14,7 @@ from harness.analysis.measures import MEASURES
 from harness.analysis.stats import allowed_share
 from harness.analysis.summary import Distribution, Group, Summary
 from harness.analysis.truth import Beside, Truth
-from harness.record import Manifest, Run, Sample, TelemetryLedger
+from harness.record import NO_USER, Manifest, Run, Sample, TelemetryLedger
 from harness.report import numbers
 from harness.slo.verdict import Judged, State, Verdict
 
@@ -127,8 +127,7 @@ def _nothing_succeeded(report: RunReport) -> str:
     """A wrong key or address looks like a server that fails: say what it said, and what finds it out."""
     total = report.summary.total
     # What found no idle user was not sent: that the others held the users for so long has their cause.
-    unsent = {each.error for each in report.summary.failed if each.outcome == "dropped"}
-    said = [text for text in total.errors if text not in unsent]
+    said = [text for text in total.errors if text != NO_USER]
     if not said or total.outcomes.get("ok"):
         return ""
     found = "; ".join(said[:_TOLD_IN_A_LINE])

@@ -37,7 +37,7 @@ from harness.client.call import Call, prepare
 from harness.client.transport import READ_LAG, read_stamps
 from harness.clock import anchor, now_ns
 from harness.errors import HarnessError
-from harness.record import Kind, Outcome, Record, Sample, WorkerLedger
+from harness.record import NO_USER, Kind, Outcome, Record, Sample, WorkerLedger
 from harness.users.line import Lines
 from harness.users.telling import Teller
 from harness.users.tenure import Grant, Tenure
@@ -575,7 +575,7 @@ def _dropped(request: Request, work: _Work) -> Record:
         held_ns=0,
         status=None,
         outcome=Outcome.DROPPED,
-        error="no virtual user was idle in time",
+        error=NO_USER,
         finish_reason=None,
         usage=None,
         retry_after_s=None,

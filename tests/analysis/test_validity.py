@@ -161,6 +161,12 @@ def test_a_limit_too_fine_to_be_punctual_for_is_named_and_not_the_cpu(by, object
     assert ("CPU" in found.remedy) is ("CPU" in advised)
 
 
+def test_a_budget_of_lateness_that_no_limit_asks_for_is_what_is_too_fine():
+    late_ones, objective = [late(seq, 10) for seq in range(1000)], ["response: p(99) < 500ms"]
+    found = checks(late_ones, objective, budgets=Budgets(lateness_s=0.005))["lateness"]
+    assert found.remedy == "budgets.lateness is finer than this machine is punctual: raise it above 10 ms"
+
+
 def test_a_few_late_starts_are_within_budget():
     assert checks([late(seq, 40) if seq == 500 else record(seq=seq) for seq in range(1000)])[
         "lateness"

@@ -7,7 +7,7 @@ import pytest
 from report import fake_run
 from report.test_caveats import FORMS
 
-from harness.record import Outcome
+from harness.record import NO_USER, Outcome
 from harness.report import facts
 from harness.report.facts import RunReport
 from harness.slo.verdict import State
@@ -16,15 +16,15 @@ REFUSED = "HTTP 401 invalid_request_error"
 
 
 def refused(*, dropped: int = 0, target: str = "http://127.0.0.1:8017", mock: bool = False) -> RunReport:
-    """A run with a wrong key."""
+    """A run with a wrong key, whose last arrivals may have found no user."""
     rows = [
         msgspec.structs.replace(row, outcome=Outcome.HTTP_ERROR, status=401, error=REFUSED)
         for row in fake_run.records(rate=40, faults=0.0)
     ]
-    rows[:dropped] = [
-        msgspec.structs.replace(row, outcome=Outcome.DROPPED, started_ns=None, ended_ns=None, error="no user")
-        for row in rows[:dropped]
-    ]
+    for place, row in enumerate(rows[-dropped:] if dropped else [], len(rows) - dropped):
+        rows[place] = msgspec.structs.replace(
+            row, outcome=Outcome.DROPPED, started_ns=None, ended_ns=None, error=NO_USER
+        )
     report = fake_run.assemble(rows)
     return msgspec.structs.replace(report, run=msgspec.structs.replace(report.run, target=target, mock=mock))
 
@@ -55,7 +55,9 @@ def test_a_target_is_quoted_for_the_shell() -> None:
 
 
 def test_arrivals_for_want_of_a_user_do_not_hide_what_held_the_users() -> None:
-    (said,) = facts.caveats(refused(dropped=5))
+    report = refused(dropped=900)
+    assert next(iter(report.summary.total.errors)) == NO_USER
+    (said,) = facts.caveats(report)
     assert said.startswith(f"No request succeeded: {REFUSED}. ")
 
 
