@@ -130,6 +130,7 @@ DAY_S = 86_400
         (paced(*[0.9] * 40, *[1.0] * 8), State.FAIL, "48 tokens at 2 moments"),
         (paced(*[0.3] * 12, *[0.6] * 12, *[0.9] * 12), State.WARN, "bursts"),
         (paced(0.5), State.WARN, "too few tokens"),
+        (paced(0.1, 0.2, 0.3, 0.4, *[0.5] * 36), State.FAIL, "90 % of them in the last 0"),
         (paced(0.5, counted=48), State.FAIL, "1 token at 1 moment"),
         (paced(0.5, 0.5, 0.5, via="1.1 edge"), State.FAIL, "1.1 edge (via)"),
         (doctor.judge_streaming(streamed(0.1, **{"content-encoding": "gzip"}), WELL), State.FAIL, "gzip"),
