@@ -732,7 +732,7 @@ def title(work: Work) -> str:
 
 def lead(rows: Sequence[Row]) -> tuple[float, str] | None:
     """How many times the chunks of the fastest LLM peer the harness read, and whose; None without either."""
-    rates = {row.tool: row.chunks_per_s for row in rows if not row.why_not}
+    rates = {row.tool: row.chunks_per_s for row in rows if not row.why_not and row.chunks_per_s}
     peers = [name for name in rates if TOOLS[name].package]
     if "harness" not in rates or not peers:
         return None

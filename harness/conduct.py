@@ -435,7 +435,8 @@ def close(folder: Path) -> Manifest:
     table, torn_bytes = runlog.merge(folder)
     ledgers = runlog.read_ledgers(folder)
     end = runlog.read_end(folder)
-    claimed = sum(ledger.planned for ledger in ledgers)
+    orphans = runlog.orphans(table, ledgers)
+    claimed = sum(ledger.planned for ledger in ledgers) + sum(arrivals for _, arrivals in orphans.values())
     # The engine has counted its schedule; of a long one, to do so again would take seconds.
     planned = schedule.planned(scenarios.from_builtins(run.scenario)) if end is None else end.planned
     manifest = runlog.reconcile(
@@ -444,7 +445,7 @@ def close(folder: Path) -> Manifest:
         rows=len(table),
         stop_reason="killed" if end is None else end.stop_reason,
         torn_bytes=torn_bytes,
-        orphans=runlog.orphans(table, ledgers),
+        orphans=orphans,
         repeated=runlog.repeated(table),
         faults=() if end is None else end.faults,
     )

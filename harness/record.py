@@ -123,7 +123,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     bytes_out: int
     tags: Mapping[str, str]
     queued_ns: int | None = None
-    """When its arrival began to wait for an idle virtual user; None: it did not have to."""
+    """When its arrival began to wait for an idle virtual user; None: it did not wait."""
 
 
 class Run(msgspec.Struct, frozen=True):

@@ -146,6 +146,20 @@ def test_a_window_by_hand_is_refused_as_the_scenario_s_own_would_be(text: str, r
     assert conduct._window("[10s, 60s]", warmed) == (10.0, 60.0)
 
 
+def test_a_lost_worker_of_a_closed_loop_is_one_that_never_reported_back(tmp_path) -> None:
+    """Nobody planned what it would claim: what it has recorded is all that is known."""
+    scenario = {"name": "t", "arrivals": {"process": "closed", "users": 2}, "duration": "1m"}
+    runlog.write_json(tmp_path / "run.json", factories.run(scenario=scenario))
+    writer = runlog.Writer(runlog.records_path(tmp_path, 0))
+    writer.extend([factories.record(seq=seq) for seq in range(5)])
+    writer.close()
+    manifest = conduct.close(tmp_path)
+    assert (manifest.planned, manifest.started, manifest.lost) == (5, 5, 0)
+    (said,) = manifest.imbalances
+    assert said.startswith("0 planned arrivals are lost with workers that never reported back; ")
+    assert said.endswith("of the same workers, 5 arrivals are in the log")
+
+
 def test_a_window_in_which_nothing_arrived_is_refused(tmp_path) -> None:
     """Of a run that a count ends, the schedule's end is not known beforehand."""
     scenario = {"name": "t", "arrivals": {"process": "constant", "rate": 10}, "count": 20}

@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import msgspec
+
 from harness.client.call import Call
 from harness.client.dialects import Delta
 from harness.client.dialects.base import END_MARKER, FAILED_FINISHES, UNREADABLE, error_of
 from harness.client.exchange import Exchange, is_noise
-from harness.client.pattern import Pattern, Stride, pattern_of
+from harness.client.pattern import Pattern, Stride, pattern_of, shapes_help
 from harness.client.sse import Event, EventStream, KeepAlive, Lines
 from harness.record import Outcome, Usage
 
@@ -136,10 +138,12 @@ class Stream:
                 self._learn(piece, event, delta)
 
     def _learn(self, piece: bytes, event: Event, delta: Delta) -> None:
-        """Others may look as this piece did; its shape is asked for where the last one's text was not all."""
-        asks = self._usual is not None and self._lessons > 0
+        """Others may look as this piece did; its shape is asked for where more than texts may differ."""
+        asks = self._lessons > 0 and (self._usual is not None or shapes_help())
         pattern = pattern_of(piece, event, delta, self._reads if asks else None)
         if pattern is not None:
+            if pattern.shape is None and self._usual is not None:  # a shape stands for itself
+                pattern = msgspec.structs.replace(pattern, shape=self._usual.shape)
             self._usual = pattern
             self._lessons -= asks
 

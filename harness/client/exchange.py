@@ -28,7 +28,7 @@ _LEARN_BYTES = 1_024
 """The first of its body are read sooner: they teach how the others look."""
 
 SWEEP_S = 0.05
-"""Deadlines are looked at this often: none is missed by more."""
+"""Deadlines are looked at this often; later only by who was away himself."""
 _AWAY_NS = int(3 * SWEEP_S * 1e9)
 """Where the event loop was away for so long, what the server sent meanwhile is read before it is blamed."""
 

@@ -2,7 +2,8 @@
 
 Servers send token after token in the same words: `data: {"id":"x",...,"delta":{"content":"` token
 `"},"finish_reason":null}]}`. Once such a piece has been parsed, a later one with the same head and tail
-and a plain text between them says the same, and that is found out in 0.3 µs instead of 5. Some servers change
+and a plain text between them says the same, and that is found out in 0.3 µs instead of 5; of many that came
+at once, with texts that are known by now, in half of that. Some servers change
 more with each token: padding against listeners, probabilities. A piece that differs in members which nobody
 reads says the same, too; its shape tells that in 1 µs. Where each piece comes in a chunk of HTTP/1.1 and a
 read of its own, the chunk's framing is part of what repeats itself.
@@ -143,6 +144,11 @@ class Stride:
         return self._pattern.resembles(read, begin, end) or self._pattern.matches(read[begin:end])
 
 
+def shapes_help() -> bool:
+    """Streams of this process have differed in more than their texts."""
+    return any(_SHAPES.values())
+
+
 def pattern_of(piece: bytes, event: Event, delta: Delta, reads: frozenset[bytes] | None) -> Pattern | None:
     """The pattern of a piece that held one whole event, and nothing else; None if it is not usual.
 
@@ -179,6 +185,9 @@ def _expression(piece: bytes, begin: int, end: int, reads: frozenset[bytes]) -> 
 def _shape(expression: bytes) -> Shape | None:
     """What an expression matches; None of one that is new: it may never come again."""
     if expression not in _SHAPES:
+        if len(_SHAPES) >= _SHAPES_MOST:  # those that never came again make room
+            for once in [known for known, shape in _SHAPES.items() if shape is None]:
+                del _SHAPES[once]
         if len(_SHAPES) < _SHAPES_MOST:
             _SHAPES[expression] = None
         return None

@@ -8,7 +8,7 @@
                               ◄─ ready ─────────
     all ready: write run.json ── go(origin) ───► walk the schedule
     at each heartbeat         ── grant(until) ─► send no arrival due from there on (tenure.py)
-                              ◄─ exhausted ─────  every arrival has ended, or a bug keeps them from it
+                              ◄─ exhausted ─────  every arrival has ended, or what keeps them from it
     all exhausted: stop
     test_stopping:            ── drain ────────► stop dispatching, let requests end, close the log
                               ◄─ drained ───────  the books
@@ -151,7 +151,7 @@ class _Conductor:
             self.scenario = scenarios.load(Path(options.scenario) if options.scenario else None)
         self.folder: Path | None = None
         self.running = self.complete = False
-        self.bugs: list[str] = []
+        self.failures: list[str] = []
         """What kept workers from going on; the run ends by the first."""
         self._ending = BoundedSemaphore()
         """Held by whoever ends the run: a second cause (Ctrl-C in the last drain, say) waits for it."""
@@ -174,7 +174,7 @@ class _Conductor:
 
     def _on_test_start(self, **_: object) -> None:
         self.running = self.complete = False
-        self.bugs = []
+        self.failures = []
         self.folder = None
 
     def _on_spawning_complete(self, **_: object) -> None:
@@ -230,13 +230,13 @@ class _Conductor:
             self._emitter.stdout.readline()
 
     def _on_exhausted(self, failure: str = "") -> None:
-        """The schedule has ended by itself, or a worker by a bug: stop, as the user would."""
-        if failure and failure not in self.bugs:
-            self.bugs.append(failure)
+        """The schedule has ended by itself, or a worker cannot go on: stop, as the user would."""
+        if failure and failure not in self.failures:
+            self.failures.append(failure)
             print(f"harness: {failure}", file=sys.stderr, flush=True)  # noqa: T201 - the user's answer
         if self._ending.locked() or not self.running:
             return  # a drain has ended it
-        self.complete = not self.bugs
+        self.complete = not self.failures
         self._stop()
 
     def _stop(self) -> None:
@@ -257,16 +257,15 @@ class _Conductor:
             planned = apart(schedule.planned, self.scenario)
             left = sum(ledger.not_started for ledger in runlog.read_ledgers(self.folder))
             reason = "completed" if complete and not left else "interrupted"
+            # If `harness run` is gone, its mock is, too: what was under way failed by that.
             if self.plan_folder is not None and os.getppid() != self._parent:
-                reason = (
-                    "killed"  # `harness run` was, and its mock with it: what was under way failed by that
-                )
+                reason = "killed"
             end = End(planned=planned, stop_reason=reason, faults=self._faults())
             runlog.write_json(self.folder / "end.json", end)
 
     def _faults(self) -> list[str]:
         """One sentence for each thing that went wrong with this run's engine."""
-        return self.bugs
+        return self.failures
 
     def _on_test_stop(self, **_: object) -> None:
         with self._ending:
@@ -339,6 +338,8 @@ class Master(_Conductor):
         self._tenures = Tenures()
         self._heirs: dict[str, str] = {}
         """Which spare has the share of which lost worker, by client."""
+        self._unfit: dict[str, str] = {}
+        """What kept spares from taking a share over, by client."""
         self._heard: dict[str, set[str]] = {}
         self._inboxes: dict[str, Inbox] = {}
         self._start: clock.Anchor | None = None
@@ -353,7 +354,7 @@ class Master(_Conductor):
         ids = sorted(node.id for node in self.runner.clients.running + self.runner.clients.spawning)
         self._shards = len(ids)
         self._leases, self._inboxes, self._start = {}, {}, None
-        self._tenures, self._heirs = Tenures(), {}
+        self._tenures, self._heirs, self._unfit = Tenures(), {}, {}
         self._heard = {"ready": set(), "exhausted": set(), "drained": set()}
         self._files = apart(scenarios.digests, self.scenario)
         for number, client in enumerate(ids):
@@ -427,6 +428,14 @@ class Master(_Conductor):
             self._heirs[client] = spare
             self._lease(spare, Lease(lost.folder, number, lost.shard, lost.shards, since_ns, self._fence))
 
+    def _dismiss(self, spare: str, failure: str) -> None:
+        """A spare is not fit for a share: another may be, and without one the run goes on as before."""
+        print(f"harness: {failure}", file=sys.stderr, flush=True)  # noqa: T201 - the user's answer
+        self._unfit[spare] = failure
+        for client in [lost for lost, heir in self._heirs.items() if heir == spare]:
+            del self._heirs[client]
+            self._tenures.refuse(client)
+
     def _miss(self) -> set[str]:
         """The workers that are lost with a part of their share, which no spare has."""
         gone = self._leases.keys() - {*self._live(), *self._heirs, *self._heard["exhausted"]}
@@ -436,10 +445,14 @@ class Master(_Conductor):
 
     def _faults(self) -> list[str]:
         worker = {client: lease.worker for client, lease in self._leases.items()}
-        silences = self._tenures.silences.items()
+        silences, fenced = self._tenures.silences.items(), self._fence is not None
         return [
-            *self.bugs,
-            *(told(worker[who], worker.get(self._heirs.get(who, "")), silence) for who, silence in silences),
+            *self.failures,
+            *self._unfit.values(),
+            *(
+                told(worker[who], worker.get(self._heirs.get(who, "")), silence, fenced=fenced)
+                for who, silence in silences
+            ),
         ]
 
     def _drain(self) -> None:
@@ -463,8 +476,10 @@ class Master(_Conductor):
             failure = _failure(self._leases[msg.node_id].worker, msg.data["failure"])
             if self._start is None:
                 gevent.spawn(self._give_up, EngineError(failure))
-            else:
+            elif msg.node_id in self._heard["ready"]:
                 self._on_exhausted(failure)
+            else:
+                self._dismiss(msg.node_id, failure)
 
     def _on_ask(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         answer = {"sent_ns": msg.data["sent_ns"], "masters_ns": clock.now_ns()}

@@ -98,9 +98,24 @@ class Tenures:
         self._until_ns[spare], self._heard_ns[spare] = since_ns, now_ns
         return since_ns
 
+    def refuse(self, worker: str) -> None:
+        """The spare cannot have it: the rest of a lost worker's share is nobody's again."""
+        self.silences[worker] = msgspec.structs.replace(self.silences[worker], since_ns=None)
 
-def told(worker: int, spare: int | None, silence: Silence) -> str:
-    """Say what became of a worker that was taken for lost, and of its share."""
+
+def told(worker: int, spare: int | None, silence: Silence, *, fenced: bool = True) -> str:
+    """Say what became of a worker that was taken for lost, and of its share.
+
+    Args:
+        worker: its number.
+        spare: that of who has its share.
+        silence: since when it was lost.
+        fenced: it needs grants to go on; without, as in a closed loop, it goes on by itself.
+    """
+    lost = f"worker {worker} hung or was cut off at {silence.heard_ns / 1e9:.1f} s"
+    if not fenced:
+        known = "what it sent since is not known" if silence.returned_ns is None else "it came back"
+        return f"{lost}; {known}"
     share = "no spare took its share over"
     if silence.since_ns is not None:
         share = f"worker {spare} took its share over from {silence.since_ns / 1e9:.1f} s on"
@@ -109,4 +124,4 @@ def told(worker: int, spare: int | None, silence: Silence) -> str:
     else:
         length_s = (silence.returned_ns - silence.heard_ns) / 1e9
         ending = f"came back after {length_s:.1f} s, late with what was due until then"
-    return f"worker {worker} hung or was cut off at {silence.heard_ns / 1e9:.1f} s, and {share}; it {ending}"
+    return f"{lost}, and {share}; it {ending}"

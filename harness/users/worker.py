@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import gevent
 import msgspec
@@ -171,7 +171,7 @@ class Worker:
         self.exhausted = Event()
         """Set when every arrival of this share has been dispatched and has ended, or none can be any more."""
         self.failure = ""
-        """The bug that keeps this worker from going on; empty: none."""
+        """What keeps this worker from going on; empty: nothing."""
         self._closed = isinstance(scenario.arrivals, Closed)
         self._due_ns, self._first = (array("q"), 0) if self._closed else apart(_share, scenario, lease)
         self._loops = apart(_loops, scenario, lease) if self._closed else {}
@@ -214,7 +214,7 @@ class Worker:
         self._granted.set()
 
     def fail(self, error: BaseException) -> None:
-        """Have the run end because of a bug: what it keeps from being sent would look like a calm target."""
+        """Have the run end: what cannot be sent any more would look like a calm target."""
         self.failure = self.failure or blame(error)
         self.exhausted.set()
 
@@ -509,8 +509,17 @@ def apart(compute: Callable[Args, Computed], *args: Args.args, **kwargs: Args.kw
 
     A long schedule or trace takes many seconds; a worker whose heartbeats stop is taken for lost.
     """
-    answer: Computed = gevent.get_hub().threadpool.apply(compute, args, kwargs)
-    return answer
+
+    def attempt() -> tuple[Computed | None, Exception | None]:
+        try:
+            return compute(*args, **kwargs), None
+        except Exception as error:  # noqa: BLE001 - raised below; from there, gevent would print it first
+            return None, error
+
+    answer, error = gevent.get_hub().threadpool.apply(attempt)
+    if error is not None:
+        raise error
+    return cast(Computed, answer)
 
 
 def blame(error: BaseException) -> str:

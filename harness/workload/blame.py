@@ -166,7 +166,8 @@ def meant_url(text: str) -> str:
     host = _HOST.fullmatch(text)
     if host is None:
         return ""
-    near = host["port"] or host["name"] == "localhost" or host["name"].replace(".", "").isdigit()
+    name, port = host["name"], host["port"]
+    near = port not in {None, ":443"} or name == "localhost" or name.replace(".", "").isdigit()
     return f"did you mean `{'http' if near else 'https'}://{text}`? "
 
 

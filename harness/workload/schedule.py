@@ -106,7 +106,11 @@ def expected(scenario: Scenario) -> float | None:
         case Ramp(start=start, end=end):
             mean = (start + end) / 2 * end_s
         case Steps(steps=steps):
-            mean = sum(step.rate * step.for_s for step in steps)
+            begins_s = itertools.accumulate((step.for_s for step in steps), initial=0.0)
+            mean = sum(
+                step.rate * max(0.0, min(step.for_s, end_s - begin_s))
+                for step, begin_s in zip(steps, begins_s, strict=False)
+            )
         case Replay() | Closed():
             return None
     mean += sum(burst.count for burst in scenario.bursts)

@@ -153,7 +153,8 @@ def test_a_stream_that_never_looks_alike_teaches_no_end_of_shapes(monkeypatch):
     assert len(made) == answers._LESSONS
 
 
-def test_short_texts_are_remembered_and_not_too_many():
+def test_short_texts_are_remembered_and_not_too_many(monkeypatch):
+    monkeypatch.setattr(patterns, "_KNOWN", set())
     for number in range(6_000):
         assert learned().matches(HEAD + b"t%d" % number + TAIL)
     assert len(patterns._KNOWN) == patterns._KNOWN_MOST
@@ -193,6 +194,41 @@ def test_a_new_text_among_known_ones_keeps_every_stamp(monkeypatch):
     exchange.stamps += range(40)
     answer.read(exchange)
     assert answer.chunk_ns == list(range(40))
+
+
+def test_expressions_that_never_came_again_make_room(monkeypatch):
+    monkeypatch.setattr(patterns, "_SHAPES", {})
+    assert learned(PADDED).shape is not None
+    for number in range(patterns._SHAPES_MOST):
+        payload = PADDED.replace(b"obfuscation", b"padding%d" % number)[6:-2]
+        pattern_of(PADDED, Event(payload, 0), decode(payload), CHAT.reads)
+    assert learned(PADDED.replace(b"obfuscation", b"late")).shape is not None
+    assert patterns._SHAPES[next(iter(patterns._SHAPES))] is not None  # a shape that helped is kept
+
+
+def test_a_shape_outlives_a_piece_that_has_none(monkeypatch):
+    monkeypatch.setattr(patterns, "_SHAPES", {})
+    monkeypatch.setattr(answers, "_LESSONS", 2)
+    decoded, answer, exchange = [], Stream(CALL), Exchange(limits(Timeouts()), 0)
+    answer._decode = lambda payload, real=answer._decode: decoded.append(payload) or real(payload)
+    odd = PADDED.replace(b"x7Kq", "é".encode())
+    varied = [PADDED.replace(b"x7Kq", b"pad%d" % number) for number in range(40)]
+    exchange.pieces += [*varied[:20], odd, *varied[20:]]
+    exchange.stamps += range(41)
+    answer.read(exchange)
+    assert answer.chunk_ns == list(range(41))
+    assert len(decoded) == 5  # the first, one that teaches the text, two the shape, and the odd one
+
+
+def test_where_shapes_help_the_first_lesson_asks_for_one(monkeypatch):
+    monkeypatch.setattr(patterns, "_SHAPES", {})
+    learned(PADDED)
+    decoded, answer, exchange = [], Stream(CALL), Exchange(limits(Timeouts()), 0)
+    answer._decode = lambda payload, real=answer._decode: decoded.append(payload) or real(payload)
+    exchange.pieces += [PADDED.replace(b"x7Kq", b"pad%d" % number) for number in range(20)]
+    exchange.stamps += range(20)
+    answer.read(exchange)
+    assert len(decoded) == 2
 
 
 @pytest.mark.parametrize("order", ["aba", "abab", "aabba"])
@@ -267,7 +303,7 @@ def read(pieces):
     return {
         name: getattr(answer, name)
         for name in ("chunk_ns", "first_event_ns", "first_token_ns", "first_content_ns", "kept_alive", "done",
-                     "finish_reason", "outcome", "error", "choices")
+                     "finish_reason", "outcome", "error", "choices", "usage")
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from harness.clock import Anchor, now_ns
 from harness.record import Outcome
 
 OK = http("200 OK", CHAT_BODY)
-BUSY_NS = 40_000_000
+BUSY_NS = 200_000_000
 
 
 class Silent(transport._socket):

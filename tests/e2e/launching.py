@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,15 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def command_lines(process: subprocess.Popen[str]) -> list[list[str]]:
+    """Of its family; who has ended by now has none."""
+    lines = []
+    for each in family(process):
+        with suppress(psutil.Error):
+            lines.append(each.cmdline())
+    return lines
 
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:

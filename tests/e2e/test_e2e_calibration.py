@@ -8,7 +8,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from launching import CALM, family, harness, launched, only_run, summary, until, verb, write_scenario
+from launching import (
+    CALM,
+    command_lines,
+    family,
+    harness,
+    launched,
+    only_run,
+    summary,
+    until,
+    verb,
+    write_scenario,
+)
 
 from harness.analysis.floor import LEAST, Floor
 from harness.testing import MockServer, mock_server
@@ -83,7 +94,7 @@ def test_a_calibration_that_is_interrupted_ends_the_command_and_nothing_reaches_
     aside.mkdir()
     command = verb("run", scenario, "--calibrate", "--runs", tmp_path / "runs")
     with launched(command, cwd=tmp_path, TMPDIR=str(aside)) as process:
-        until(lambda: has_come(when, aside, [each.cmdline() for each in family(process)]))
+        until(lambda: has_come(when, aside, command_lines(process)))
         process.send_signal(number)
         out, err = process.communicate(timeout=15)
         assert family(process) == []

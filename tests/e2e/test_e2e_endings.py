@@ -15,6 +15,7 @@ from conftest import Ran
 from launching import (
     CALM,
     assert_books_balance,
+    command_lines,
     failed_checks,
     family,
     free_port,
@@ -163,7 +164,7 @@ def test_an_interrupt_before_the_run_begins_is_one_line_and_leaves_nothing(
     listen = ("--listen", f"127.0.0.1:{free_port()}") if "--remote" in workers else ()
     command = verb("run", "smoke", *workers, *listen, "--runs", tmp_path / "runs")
     with launched(command, cwd=tmp_path) as process:
-        until(lambda: any("locust" in each.cmdline() for each in family(process)))
+        until(lambda: any("locust" in each for each in command_lines(process)))
         started = family(process)
         process.send_signal(number)
         out, err = process.communicate(timeout=30)

@@ -76,9 +76,9 @@ class Hosts(NamedTuple):
         """Where a worker keeps its own logs."""
         return self.place / f"own-{number}"
 
-    def join_as_spare(self) -> Path:
+    def join_as_spare(self, *, as_if: str = "") -> Path:
         """One more, once the run is under way; the run's folder."""
-        self.join()
+        self.join(as_if=as_if)
         folder = only_run(self.runs)
         until(lambda: "3 workers connected" in (folder / "locust.log").read_text())
         assert runlog.workers_of(folder) == [0, 1]
@@ -354,6 +354,30 @@ def test_workers_start_together_whatever_their_clocks_show(tmp_path: Path) -> No
     assert max(apart_s) < 2
 
 
+OTHER_VERSION = "import harness; harness.__version__ = '0.0.1'"
+
+
+def lose_one_to_an_unfit_spare(hosts: Hosts) -> None:
+    """Worker 0 is lost, worker 2 is of another version, worker 3 comes after that was told."""
+    folder = hosts.join_as_spare(as_if=OTHER_VERSION)
+    hosts.workers[0].kill()
+    until(lambda: "worker 2 could not go on" in (folder / "locust.log").read_text())
+    hosts.join()
+    until(lambda: any(s.started for s in runlog.read_samples(folder) if s.worker == 3))
+    interrupt(hosts.master)
+
+
+def test_a_spare_that_is_not_fit_leaves_the_share_to_another_and_the_run_goes_on(tmp_path: Path) -> None:
+    exit_code, folder = run(
+        tmp_path, None, meanwhile=lose_one_to_an_unfit_spare, target="mock", duration="90s"
+    )
+    assert exit_code == 4
+    assert [ledger.worker for ledger in runlog.read_manifest(folder).workers][-1] == 3
+    reason = summary(folder)["verdict"]["reason"]
+    assert "worker 2 could not go on: it has version 0.0.1 of the harness, the master" in reason
+    assert "and worker 3 took its share over from" in reason
+
+
 def test_a_worker_of_another_version_ends_the_run_before_it_begins(mock_url: str, tmp_path: Path) -> None:
     path, port = write_scenario(tmp_path), free_port()
     listen = ("--remote", "2", "--listen", f"127.0.0.1:{port}")
@@ -362,7 +386,7 @@ def test_a_worker_of_another_version_ends_the_run_before_it_begins(mock_url: str
         master = stack.enter_context(launched(command, cwd=tmp_path))
         hosts = Hosts(tmp_path, port, stack, master, [], threading.Event())
         hosts.join()
-        hosts.join(as_if="import harness; harness.__version__ = '0.0.1'")
+        hosts.join(as_if=OTHER_VERSION)
         _, err = master.communicate(timeout=PATIENCE_S)
     assert master.returncode == 2
     assert "could not go on: it has version 0.0.1 of the harness, the master" in err

@@ -136,5 +136,9 @@ def test_the_verdict_can_say_who_was_silent_and_who_took_over() -> None:
     assert "never came back" in said
     healed = tenure.Silence(since_ns=12 * S, heard_ns=2 * S, returned_ns=8 * S)
     assert "came back after 6.0 s" in tenure.told(0, 2, healed)
+    free = tenure.told(0, None, tenure.Silence(heard_ns=2 * S), fenced=False)
+    assert free == "worker 0 hung or was cut off at 2.0 s; what it sent since is not known"
+    back = tenure.Silence(heard_ns=2 * S, returned_ns=8 * S)
+    assert tenure.told(0, None, back, fenced=False).endswith("it came back")
     alone = tenure.told(0, None, tenure.Silence(heard_ns=2 * S))
     assert "worker 0 hung or was cut off at 2.0 s, and no spare took its share over; it never came" in alone

@@ -130,6 +130,13 @@ def test_about_as_many_are_expected_as_are_then_planned_and_nothing_is_computed_
     assert schedule.expected(Scenario(arrivals=Poisson(rate=1e12), duration_s=Seconds(1e6))) == 1e18
 
 
+@pytest.mark.parametrize(("duration_s", "expected"), [(None, 400), (15, 250), (10, 200), (4, 80), (60, 400)])
+def test_of_steps_as_many_are_expected_as_the_duration_leaves(duration_s, expected):
+    steps = Steps(steps=(Step(rate=20, for_s=Seconds(10)), Step(rate=10, for_s=Seconds(20))))
+    ends = None if duration_s is None else Seconds(duration_s)
+    assert schedule.expected(Scenario(arrivals=steps, duration_s=ends)) == expected
+
+
 READY = sorted(shipped("default").parent.glob("*.yaml"))
 
 
