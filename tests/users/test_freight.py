@@ -1,27 +1,15 @@
-"""The freight module is loaded by its path: its package would import Locust, which patches the process."""
+"""Claims about the way of a log from a worker to its master."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import aside
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.clock import FakeClock
 
-
-def load() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "harness" / "users" / "freight.py"
-    spec = importlib.util.spec_from_file_location("freight", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-freight = load()
+freight = aside.module("freight")
 
 
 @given(st.lists(st.binary(max_size=8), max_size=12), st.randoms(use_true_random=False))

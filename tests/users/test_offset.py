@@ -1,24 +1,10 @@
-"""The offset module is loaded by its path: its package would import Locust, which patches the process."""
+"""Claims about the clocks of a master and its workers."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
+import aside
 from hypothesis import given
 from hypothesis import strategies as st
 
-
-def load() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "harness" / "users" / "offset.py"
-    spec = importlib.util.spec_from_file_location("offset", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-offset = load()
+offset = aside.module("offset")
 MS = 1_000_000
 WAYS = st.integers(min_value=0, max_value=500 * MS)
 

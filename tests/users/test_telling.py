@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import apart
+import aside
 
 SETUP = """
     import json
@@ -53,7 +53,7 @@ SETUP = """
 
 def said_by(*scripts: str) -> Any:
     """What scripts print after the set-up."""
-    return apart.said_by(SETUP, *scripts)
+    return aside.said_by(SETUP, *scripts)
 
 
 def test_locusts_statistics_are_those_of_its_event_fired_for_each_record() -> None:

@@ -1,25 +1,12 @@
-"""The tenure module is loaded by its path: its package would import Locust, which patches the process."""
+"""Claims about who may send what when workers are lost, come back or come late."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import aside
 from hypothesis import given
 from hypothesis import strategies as st
 
-
-def load() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "harness" / "users" / "tenure.py"
-    spec = importlib.util.spec_from_file_location("tenure", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tenure = load()
+tenure = aside.module("tenure")
 S = 1_000_000_000
 STEPS = st.sampled_from(["heartbeat", "deliver", "deliver", "work", "wait", "wait", "hang", "take over"])
 """Of one of the workers, whichever, but for the waiting."""

@@ -7,7 +7,7 @@ import platform
 import sys
 from typing import Any
 
-import apart
+import aside
 import pytest
 
 from harness.workload.schedule import claims
@@ -58,7 +58,7 @@ CLOSED = {"arrivals": {"process": "closed", "users": 3}, "count": 50}
 
 def said_by(*scripts: str) -> Any:
     """What scripts print after the set-up."""
-    return apart.said_by(SETUP, *scripts)
+    return aside.said_by(SETUP, *scripts)
 
 
 def test_a_closed_loop_sends_each_of_its_arrivals_once_and_in_order() -> None:
