@@ -10,10 +10,12 @@ run-log    due_ns, or started_ns       prompt_tokens    completion_tokens reques
 
 from __future__ import annotations
 
+import codecs
 import csv
 import math
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import chain
@@ -26,6 +28,9 @@ from harness.errors import ConfigError
 from harness.workload.scenario import Replay
 
 _MOST_TOKENS = 1_000_000_000
+_READ_BYTES = 1 << 20
+"""With many small reads, a thread that reads a long file keeps the event loop waiting for seconds: each lets
+go of the interpreter for a shorter time than others take to wake up, and these wait for it anew."""
 BLOCK_TOKENS = 512
 """Tokens that one of Mooncake's `hash_ids` stands for; the last block may be shorter."""
 
@@ -225,9 +230,13 @@ def _readable(rows: Iterator[tuple[int, _Row]], path: str) -> Iterator[tuple[int
         raise ConfigError(f"{path}:{line + 1}", "", None, f"is no row of a CSV file: {error}") from error
 
 
-def _opened(path: str) -> Any:
+@contextmanager
+def _opened(path: str) -> Iterator[Iterator[str]]:
+    """The lines of a text file."""
     try:
-        return Path(path).open(encoding="utf-8-sig", newline="")
+        # As bytes: a text file would read 8 KB at a time, whatever its buffer.
+        with Path(path).open("rb", buffering=_READ_BYTES) as file:
+            yield codecs.iterdecode(file, "utf-8-sig")
     except OSError as error:
         raise ConfigError(path, "", None, f"cannot be read: {error.strerror}") from error
 

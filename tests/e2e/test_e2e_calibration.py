@@ -62,7 +62,8 @@ def test_a_rate_that_is_too_low_for_a_floor_is_calibrated_at_a_higher_one_and_sa
     done = harness("run", scenario, "--calibrate", "--runs", tmp_path / "runs", cwd=tmp_path)
     floor = floor_of(only_run(tmp_path / "runs"))
     assert floor.added["ttft"].n >= LEAST
-    assert "instead of 0.500 arrivals/s" in floor.unlike[0]
+    assert "with 50.0 % streams instead of 40.0 %" in floor.unlike[0]
+    assert "instead of 0.500 arrivals/s" in floor.unlike[1]
     assert "instead of 0.500 arrivals/s" in " ".join(done.stdout.split())
 
 

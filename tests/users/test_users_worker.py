@@ -323,7 +323,7 @@ def test_the_event_loop_turns_while_a_long_schedule_is_computed(arrivals: str) -
     """,
     )
     longest, count = said
-    assert longest < 0.5  # of the whole time; the thread gives way every 5 ms
+    assert longest < 0.5  # of the whole time: the thread gives way every 5 ms
     assert 99_000 < count < 101_000
 
 
