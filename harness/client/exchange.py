@@ -240,6 +240,7 @@ class Deadlines:
 
     def __init__(self, hub: Any, on_sweep: Callable[[], None]) -> None:
         self._swept_ns = 0
+        self._away = False
         self.first_ns = sys.maxsize
         """No exchange need be looked at before this. Whoever begins one lowers it, if it must."""
         self._carriers: set[Carrier] = set()
@@ -265,7 +266,9 @@ class Deadlines:
         self._on_sweep()
         before, now = self._swept_ns, now_ns()
         self._swept_ns = now
-        if now < self.first_ns or now - before > _AWAY_NS:
+        # Once only: by the next sweep all that came is read, and a client that is always away must end, too.
+        self._away = now - before > _AWAY_NS and not self._away
+        if now < self.first_ns or self._away:
             return
         for carrier, exchange in self._under_way():
             if now >= exchange.check_ns:

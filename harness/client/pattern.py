@@ -172,8 +172,8 @@ def pattern_of(piece: bytes, event: Event, delta: Delta, reads: frozenset[bytes]
 
 def _expression(piece: bytes, begin: int, end: int, reads: frozenset[bytes]) -> bytes:
     """Matches what differs from a piece in its text, from `begin` to `end`, and in what nobody reads."""
-    unread = [member for member in _MEMBER.finditer(piece) if member[1] not in reads]
-    sorts = [(member, member.lastindex or 0) for member in unread]
+    others = (member for member in _MEMBER.finditer(piece) if not member.start() < begin < member.end())
+    sorts = [(member, member.lastindex or 0) for member in others if member[1] not in reads]
     holes = [(*member.span(sort), _VALUES[sort - 2]) for member, sort in sorts]
     parts, at = [], 0
     for low, high, values in sorted([*holes, (begin, end, b"(%b)" % _PLAIN)]):

@@ -111,6 +111,17 @@ def test_what_came_while_the_client_was_away_is_read_before_anybody_is_given_up(
     assert carrier.given_up == [(exchange, Outcome.STALLED, "idle timeout before the response")]
 
 
+def test_a_client_that_is_always_away_still_gives_up(deadlines, clock):
+    carrier, second = Carrier(deadlines), 10**9
+    deadlines.watch(carrier)
+    exchange = carrier.begin(idle_ns=second, total_ns=60 * second)
+    for _ in range(2):
+        assert carrier.given_up == []
+        clock.advance(2 * second)
+        deadlines.sweep()
+    assert carrier.given_up == [(exchange, Outcome.STALLED, "idle timeout before the response")]
+
+
 def test_nobody_is_asked_before_the_first_deadline(deadlines, clock):
     carrier = Carrier(deadlines)
     deadlines.watch(carrier)

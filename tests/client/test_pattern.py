@@ -144,6 +144,16 @@ def test_a_shape_is_made_of_what_comes_again_and_of_no_more_than_there_is_room_f
     assert len(patterns._SHAPES) == patterns._SHAPES_MOST
 
 
+def test_a_text_in_a_member_that_nobody_reads_is_not_taken_out_twice(monkeypatch):
+    monkeypatch.setattr(patterns, "_SHAPES", {})
+    piece = b'data: {"choices":[{"text":"\\n","content":"foo"}]}\n\n'
+    completions = DIALECTS["completions"]
+    payload = piece[6:-2]
+    for _ in range(2):
+        pattern = pattern_of(piece, Event(payload, 0), completions.decode_event(payload), completions.reads)
+    assert pattern.shape(piece, 0, len(piece)) is not None
+
+
 def test_a_stream_that_never_looks_alike_teaches_no_end_of_shapes(monkeypatch):
     made = []
     make = patterns._expression
