@@ -247,7 +247,7 @@ class Connection:
             pieces = exchange.pieces
             if (
                 exchange.bytes_in >= self._stride_at
-                and len(pieces) == before + 1
+                and len(pieces) > before
                 and _ends_chunk(piece, pieces[-1])
             ):
                 assert self._transport is not None

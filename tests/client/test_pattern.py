@@ -342,7 +342,7 @@ def test_the_usual_piece_is_told_by_its_pattern_alone():
     assert len(decoded) == 2  # the first is not known to be whole, the second teaches the pattern
 
 
-# -- a stream in its stride: whole chunks of HTTP/1.1, each a read of its own -----------------------------
+# -- a stream in its stride: whole chunks of HTTP/1.1 -----------------------------------------------------
 
 
 def sized(size, form=b"%x"):
@@ -368,8 +368,16 @@ USUAL = chunk(HEAD + b"a" + TAIL)
     "read",
     [
         b"",
-        USUAL + USUAL,
         USUAL + b"0\r\n\r\n",
+        USUAL + USUAL[:-1],
+        USUAL + USUAL[:2],
+        USUAL + USUAL[:4],
+        USUAL + USUAL[2:],
+        USUAL + chunk(HEAD + b"a\\n" + TAIL),
+        USUAL + chunk(HEAD + TAIL),
+        USUAL + chunk(HEAD) + chunk(b"a" + TAIL),
+        USUAL + chunk(b": still here\n\n") + USUAL,
+        chunk(USUAL),
         USUAL[:-1],
         USUAL[1:],
         USUAL[:-2],
@@ -388,7 +396,9 @@ USUAL = chunk(HEAD + b"a" + TAIL)
         chunk(HEAD + b"x" * 2_000 + TAIL),
         b"0\r\n\r\n",
     ],
-    ids=["nothing", "two", "the last too", "less", "begun", "no end", "zero", "extension", "line feed",
+    ids=["nothing", "the last too", "two and less", "half a size", "a size", "no size", "two and an escape",
+         "two and empty", "two halves", "a comment", "in a chunk",
+         "less", "begun", "no end", "zero", "extension", "line feed",
          "both cases", "no size", "line ends", "nonsense", "escape", "not utf-8", "empty", "overlap", "done",
          "long", "end"],
 )  # fmt: skip
@@ -397,6 +407,18 @@ def test_a_stride_takes_nothing_else(read):
     stride = Stride(learned(), stamps)
     assert not stride.takes(read, 7)
     assert (stamps, stride.bytes_in) == ([], 0)
+
+
+@pytest.mark.parametrize("form", [b"%x\r\n%b\r\n", b"%X\r\n%b\r\n"])
+@pytest.mark.parametrize("count", [2, 3, 60])
+def test_a_stride_takes_a_read_of_several_chunks(count, form):
+    stamps = []
+    stride = Stride(learned(), stamps)
+    data = [HEAD + b"x" * (1 + number % 99) + TAIL for number in range(count)]
+    read = b"".join(form % (len(each), each) for each in data)
+    assert stride.takes(read, 7)
+    assert stride.takes(USUAL, 8)
+    assert (stamps, stride.bytes_in) == ([7] * count + [8], len(read) + len(USUAL))
 
 
 class Wire:
