@@ -226,23 +226,31 @@ class Writer:
         self._push()
 
     def extend(self, records: Iterable[Record]) -> None:
-        """Take records; they reach the file with the next batch."""
+        """Take records; they reach the file with the next batch.
+
+        Raises:
+            OSError: as `flush`.
+        """
         self._records += records
-        if len(self._records) >= self._rows:
-            self.flush()
+        # Batches of one size have many columns in common, which are then made once.
+        while len(self._records) >= self._rows:
+            self._write(self._rows)
 
     def flush(self) -> None:
-        """Write what has gathered as one batch. Called about once a second, and when `rows` is reached.
+        """Write what has gathered. Called about once a second.
 
         Raises:
             OSError: there is no room for it; the records are kept for the next time.
         """
-        if not self._records:
-            return
-        self._stream.write_batch(to_batch(self._records))
+        while self._records:
+            self._write(min(len(self._records), self._rows))
+
+    def _write(self, count: int) -> None:
+        """Write the first records as one batch."""
+        self._stream.write_batch(to_batch(self._records[:count]))
         self._push()
-        self.count += len(self._records)
-        self._records.clear()
+        self.count += count
+        del self._records[:count]
 
     def close(self) -> None:
         """Flush and end the stream; the file is closed even if that fails, as `flush` may."""

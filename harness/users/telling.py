@@ -81,8 +81,8 @@ class Teller:
 class Audience:
     """Who listens to an environment's `request` event: Locust's statistics, and anybody else.
 
-    The statistics are extended as Locust's own listener would have done, but by blocks. Then the event is
-    fired for each record to everybody else who listens.
+    The statistics are extended as Locust's own listener would have done, but by blocks. Then everybody
+    else who listens is told of each record, as the event itself would.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -94,7 +94,7 @@ class Audience:
         listening: list[Any] = getattr(event, "_handlers", [])  # no other way to ask who listens
         if not any(map(_is_locusts_own, listening)):
             for record in records:
-                _tell_of(record, event.fire)
+                _fire([event.fire], record)
             return
         _count(self._environment.stats, records)
         if len(listening) == 1:
@@ -103,40 +103,49 @@ class Audience:
         for record in records:
             if listening != known:  # anybody may come or go at any time
                 known = listening.copy()
-                others = _hook([each for each in known if not _is_locusts_own(each)])
-            _tell_of(record, others.fire)
-
-
-def _hook(listeners: Iterable[Any]) -> EventHook:
-    hook = EventHook()  # type: ignore[no-untyped-call]
-    for each in listeners:
-        hook.add_listener(each)  # type: ignore[no-untyped-call]
-    return hook
+                others = [each for each in known if not _is_locusts_own(each)]
+            _fire(others, record)
 
 
 def _is_locusts_own(listener: Any) -> bool:
     return getattr(listener, "__module__", "") == "locust.runners"
 
 
-def _tell_of(record: Record, fire: Callable[..., None]) -> None:
-    """Tell of one record by firing an event, with the time since it was due, as in our report.
+def _fire(listeners: Iterable[Callable[..., object]], record: Record) -> None:
+    """Tell of one record as `EventHook.fire` does, in two thirds of the time.
 
-    It is None for an arrival that was dropped.
+    The response time counts from when the request was due, as in our report; it is None for an arrival that
+    was dropped.
     """
     ended_ns, since_ns = record.ended_ns, record.due_ns
     if since_ns is None:
         since_ns = record.started_ns
-    try:  # noqa: SIM105 - `suppress` takes as long as the rest
-        fire(
-            request_type=record.kind,
-            name=record.dialect,
-            response_time=None if ended_ns is None or since_ns is None else (ended_ns - since_ns) / 1e6,
-            response_length=record.bytes_in,
-            exception=None if record.outcome == _OK else _fault(record),
-            context={"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
-        )
-    except _STEERING:
-        pass
+    told = {
+        "request_type": record.kind,
+        "name": record.dialect,
+        "response_time": None if ended_ns is None or since_ns is None else (ended_ns - since_ns) / 1e6,
+        "response_length": record.bytes_in,
+        "exception": None if record.outcome == _OK else _fault(record),
+        "context": {"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
+    }
+    for listener in listeners:
+        try:
+            listener(**told)
+        except _STEERING:
+            break
+        except Exception as error:  # noqa: BLE001 - any listener's bug is reported, and ends no run
+            _report(error)
+
+
+def _report(bug: Exception) -> None:
+    """Have Locust say that a listener raised, and remember it for its exit code."""
+
+    def raises(**_: object) -> None:
+        raise bug
+
+    hook = EventHook()  # type: ignore[no-untyped-call]
+    hook.add_listener(raises)  # type: ignore[no-untyped-call]
+    hook.fire()  # type: ignore[no-untyped-call]
 
 
 def _count(held: stats.RequestStats, records: Sequence[Record]) -> None:

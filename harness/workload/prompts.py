@@ -13,6 +13,7 @@ whichever worker builds it, and whatever was built before.
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -339,7 +340,8 @@ class Corpus:
         drawn = [known[mix64(key + number * _GAMMA) & 1023] for number in range(length)]
         self.length = length
         self.text = " ".join(drawn)
-        self._starts = list(accumulate((len(word) + 1 for word in drawn), initial=0))
+        # Looked up anywhere, and so best small: of a list, the numbers alone would fill the cache.
+        self._starts = array("I", accumulate((len(word) + 1 for word in drawn), initial=0))
 
     def slice(self, first: int, count: int) -> str:
         """`count` words from word number `first` on; at least one."""

@@ -64,7 +64,7 @@ def test_locusts_statistics_are_those_of_its_event_fired_for_each_record() -> No
             audience.tell(RECORDS[:30])
             audience.tell(RECORDS[30:])
             for each in RECORDS:
-                telling._tell_of(each, by_events.events.request.fire)
+                telling._fire([by_events.events.request.fire], each)
         print(json.dumps([statistics(by_blocks), statistics(by_events)]))
     """)
     (total, *_), errors = blocks
@@ -93,7 +93,7 @@ def test_locusts_current_percentiles_are_those_of_its_event() -> None:
                 if wave:
                     audience.tell(wave)
                 for each in wave:
-                    telling._tell_of(each, by_events.events.request.fire)
+                    telling._fire([by_events.events.request.fire], each)
                 for each, heard in zip((by_blocks, by_events), said):
                     for entry in (each.stats.total, each.stats.get("chat", "completion")):
                         heard.append(entry.get_current_response_time_percentile(0.5))
@@ -126,6 +126,38 @@ def test_a_listener_may_come_and_go_and_steer_the_user_that_it_takes_itself_for(
     """)
     assert heard == [["once", 0], ["unruly", 3], ["unruly", 3], ["unruly", 3]]
     assert counted == 6
+
+
+def test_a_listener_that_breaks_is_reported_as_locust_reports_it_and_silences_nobody() -> None:
+    ours, locusts = said_by("""
+        import logging
+        from locust import log
+
+        def broken(**event):
+            raise LookupError(f"no such bucket as {event['name']}")
+
+        class Notes(logging.Handler):
+            def emit(self, entry): notes.append(entry.getMessage())
+
+        logging.getLogger().addHandler(Notes())
+        said = []
+        for tell in (
+            lambda here: Audience(here).tell(RECORDS[:2]),
+            lambda here: [telling._fire([here.events.request.fire], each) for each in RECORDS[:2]],
+        ):
+            notes, heard, here = [], [], environment()
+            log.unhandled_greenlet_exception = False
+            here.events.request.add_listener(broken)
+            here.events.request.add_listener(lambda **event: heard.append(event["context"]["seq"]))
+            tell(here)
+            first, *_, last = notes[0].splitlines()
+            said.append([len(notes), first, last, heard, log.unhandled_greenlet_exception])
+            assert "in broken" in notes[0]
+        print(json.dumps(said))
+    """)
+    assert ours == locusts
+    assert ours[0] == 2
+    assert ours[2:] == ["LookupError: no such bucket as chat", [0, 1], True]
 
 
 def test_a_listener_may_bring_another_and_fire_the_event_itself() -> None:

@@ -116,17 +116,25 @@ def members(answer: type[msgspec.Struct]) -> frozenset[bytes]:
 
 def usage(wire: WireUsage | None) -> Usage | None:
     """The record's token counts; None where the server gave none, or none that can be."""
-    if wire is None or wire.prompt_tokens is None or wire.completion_tokens is None:
+    if wire is None:
         return None
+    prompt, completion = wire.prompt_tokens, wire.completion_tokens
     cached, details = wire.prompt_cache_hit_tokens, wire.prompt_tokens_details
     if cached is None:
         cached = wire.cached_tokens if details is None else details.cached_tokens
     said = wire.completion_tokens_details
     reasoning = wire.reasoning_tokens if said is None else said.reasoning_tokens
-    for count in (wire.prompt_tokens, wire.completion_tokens, cached, reasoning):
-        if count is not None and not 0 <= count <= _MOST:
-            return None
-    return Usage(wire.prompt_tokens, wire.completion_tokens, cached, reasoning)
+    # One by one: a loop over them takes as long as all the rest.
+    if (
+        prompt is None
+        or completion is None
+        or not 0 <= prompt <= _MOST
+        or not 0 <= completion <= _MOST
+        or (cached is not None and not 0 <= cached <= _MOST)
+        or (reasoning is not None and not 0 <= reasoning <= _MOST)
+    ):
+        return None
+    return Usage(prompt, completion, cached, reasoning)
 
 
 def error_name(error: Any) -> str | None:
