@@ -121,6 +121,14 @@ class _Carrier:
             worker.fail(bug)
             raise
 
+    def forget(self) -> None:
+        """Let go of a share that no run has begun: the next run's users must not serve it."""
+        worker = self.worker
+        if worker is not None and not worker.begun:
+            self.worker = None
+            self._built.clear()
+            worker.discard()
+
     def drain(self, patience_s: float) -> WorkerLedger:
         assert self.worker is not None
         hurried = Event()
@@ -156,6 +164,8 @@ class _Conductor:
         self._ending = BoundedSemaphore()
         """Held by whoever ends the run: a second cause (Ctrl-C in the last drain, say) waits for it."""
         self._emitter: subprocess.Popen[bytes] | None = None
+        self._outset: gevent.Greenlet | None = None
+        """Sets the run out, and sees to its end."""
         self.scenario = _fit_users(environment, self.scenario)
         _default_options(environment, self.scenario)
         signal.signal(signal.SIGINT, _interrupt)
@@ -180,7 +190,8 @@ class _Conductor:
     def _on_spawning_complete(self, **_: object) -> None:
         if not self.running:
             self.running = True
-            gevent.spawn(self._set_out).link_exception(lambda broken: self._give_up(broken.exception))
+            self._outset = gevent.spawn(self._set_out)
+            self._outset.link_exception(lambda broken: self._give_up(broken.exception))
 
     def _set_out(self) -> None:
         try:
@@ -248,8 +259,12 @@ class _Conductor:
 
     def _on_test_stopping(self, **_: object) -> None:
         with self._ending:
-            if not self.running or self.folder is None or not (self.folder / "run.json").exists():
+            if not self.running:
                 return
+            if not self._begun:
+                self._call_off()
+                return
+            assert self.folder is not None
             if runlog.read_end(self.folder) is not None:
                 return
             complete = self.complete
@@ -267,6 +282,16 @@ class _Conductor:
         """One sentence for each thing that went wrong with this run's engine."""
         return self.failures
 
+    @property
+    def _begun(self) -> bool:
+        return self.folder is not None and (self.folder / "run.json").exists()
+
+    def _call_off(self) -> None:
+        """Stopped before it began: what sets the run out must not begin it when its users are gone."""
+        self.running = False
+        if self._outset is not None and self._outset is not gevent.getcurrent():
+            self._outset.kill()
+
     def _on_test_stop(self, **_: object) -> None:
         with self._ending:
             self._end()
@@ -277,7 +302,7 @@ class _Conductor:
             return
 
     def _end(self) -> None:
-        begun = self.folder is not None and (self.folder / "run.json").exists()
+        begun = self._begun
         if self._emitter is not None and not begun:
             self._emitter.terminate()  # it would wait for a header that will not come
         if self._emitter is not None:
@@ -315,6 +340,10 @@ class Local(_Carrier, _Conductor):
         worker.exhausted.wait()
         if self.worker is worker:
             self._on_exhausted(_failure(0, worker.failure))
+
+    def _call_off(self) -> None:
+        super()._call_off()
+        self.forget()
 
     def _drain(self) -> None:
         worker = self.worker
@@ -520,6 +549,8 @@ class Member(_Carrier):
         self._outbox: Outbox | None = None
         self._offset = Offset()
         self._told = Event()
+        self._taking: gevent.Greenlet | None = None
+        """Takes a lease up."""
         # Read now: the master's spawn message overwrites a worker's own options with the master's.
         self._own_folder: str = _options(environment).worker_folder
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the master decides
@@ -529,14 +560,24 @@ class Member(_Carrier):
         runner.register_message("harness.grant", self._on_grant)
         runner.register_message("harness.ack", self._on_ack)
         runner.register_message("harness.drain", self._on_drain, concurrent=True)
+        environment.events.test_stop.add_listener(self._on_test_stop)  # type: ignore[no-untyped-call]
+
+    def _on_test_stop(self, **_: object) -> None:
+        """The run is over; where it never began, so is the taking up of its lease."""
+        if self._taking is not None:
+            self._taking.kill()
+        self.forget()
 
     def _on_lease(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
+        self._taking = gevent.getcurrent()
         try:
             self._take(msg.data)
         except Exception as error:  # the master would wait for us
             self._say("exhausted", blame(error))
             if not isinstance(error, HarnessError):
                 raise
+        finally:
+            self._taking = None
 
     def _take(self, offer: dict[str, Any]) -> None:
         """Take a lease up: build its share, and say so.

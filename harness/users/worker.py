@@ -137,6 +137,11 @@ class Worker:
         tell: Callable[[Sequence[Record]], None],
         ship: Callable[[str, bytes], None] | None = None,
     ) -> None:
+        self._closed = isinstance(scenario.arrivals, Closed)
+        self._due_ns, self._first = (array("q"), 0) if self._closed else apart(_share, scenario, lease)
+        self._loops = apart(_loops, scenario, lease) if self._closed else {}
+        self._request_of = apart(workload, scenario)
+        self._follow_up = apart(follow_ups, scenario)
         self._scenario = scenario
         self._lease = lease
         self._origin_ns = 0
@@ -172,11 +177,6 @@ class Worker:
         """Set when every arrival of this share has been dispatched and has ended, or none can be any more."""
         self.failure = ""
         """What keeps this worker from going on; empty: nothing."""
-        self._closed = isinstance(scenario.arrivals, Closed)
-        self._due_ns, self._first = (array("q"), 0) if self._closed else apart(_share, scenario, lease)
-        self._loops = apart(_loops, scenario, lease) if self._closed else {}
-        self._request_of = apart(workload, scenario)
-        self._follow_up = apart(follow_ups, scenario)
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -199,6 +199,18 @@ class Worker:
         if not self._closed:
             self._dispatcher = self._spawn(self._dispatch)
         self._go.set()
+
+    @property
+    def begun(self) -> bool:
+        """It has been started."""
+        return bool(self._go.is_set())
+
+    def discard(self) -> None:
+        """Let go of what was never started: its log holds nothing."""
+        self._alarm.close()
+        self._samples.close()
+        self._log.close()
+        self._teller.stop()
 
     def _spawn(self, work: Callable[[], None]) -> gevent.Greenlet:
         """A greenlet without which the run cannot go on."""

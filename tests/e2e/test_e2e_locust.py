@@ -181,6 +181,56 @@ def test_the_web_ui_starts_and_stops_runs_one_after_the_other(mock_url: str, tmp
     assert {name: first[name] for name in common_ids} == {name: second[name] for name in common_ids} != {}
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_start_that_is_stopped_before_it_began_sends_nothing_and_leaves_the_next_one_whole(
+    processes: int, mock_url: str, tmp_path: Path
+) -> None:
+    """The share of ten hours takes some seconds to build: time enough to press Stop."""
+    arrivals = {"process": "gamma", "rate": 50, "cv": 1.5}
+    scenario = write_scenario(tmp_path, arrivals=arrivals, duration="36000s", telemetry=False)
+    runs, port = tmp_path / "runs", free_port()
+    flags = ["--web-host", "127.0.0.1", "--web-port", str(port)]
+    if processes > 1:
+        bind = str(free_port())
+        flags += ["--processes", "2", "--master-bind-host", "127.0.0.1"]
+        flags += ["--master-bind-port", bind, "--master-port", bind]
+    command = locust(*flags, *common(scenario, mock_url, runs))
+    url = f"http://127.0.0.1:{port}"
+    with launched(command, cwd=tmp_path) as process, httpx.Client(base_url=url, trust_env=False) as ui:
+        until(lambda: answers(ui) and workers_of(ui) == processes)
+        form = {"user_count": 30, "spawn_rate": 30, "host": mock_url}
+        assert ui.post("/swarm", data=form).json()["success"]
+        until(lambda: runs.exists() and list(runs.iterdir()))
+        (called_off,) = runs.iterdir()
+        assert ui.post("/stop", timeout=60).json()["success"]
+        until(lambda: ui.get("/stats/requests").json()["state"] in {"stopped", "ready"})
+        until(lambda: workers_of(ui) == processes)
+
+        assert ui.post("/swarm", data=form).json()["success"]
+        until(lambda: len(list(runs.iterdir())) == 2)
+        (begun,) = set(runs.iterdir()) - {called_off}
+        sampled = [runlog.samples_path(begun, worker) for worker in range(processes)]
+        until(lambda: all(each.exists() and each.read_bytes().count(b"\n") >= 2 for each in sampled))
+        assert ui.post("/stop", timeout=60).json()["success"]
+        until((begun / "report.html").exists)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert not (called_off / "run.json").exists()
+    books = assert_books_balance(begun)
+    assert books.stop_reason == "interrupted"
+    assert books.started > books.dropped == 0
+    assert {row["outcome"] for row in rows(begun)} == {"ok"}
+    end = runlog.read_end(begun)
+    assert end is not None
+    assert end.faults == []
+
+
+def workers_of(ui: httpx.Client) -> int:
+    """How many processes are ready to carry traffic; the only one is its own worker."""
+    workers = ui.get("/stats/requests").json().get("workers")
+    return 1 if workers is None else [each["state"] for each in workers].count("ready")
+
+
 def answers(ui: httpx.Client) -> bool:
     try:
         return ui.get("/").status_code == 200
