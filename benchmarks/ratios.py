@@ -70,7 +70,7 @@ class Size:
     """Streams, and the pause between their chunks in milliseconds."""
 
 
-FULL = Size(15, 5, runs=3, streams=500, chunks=128, imports=5, many=((1000, 20), (2000, 40)))
+FULL = Size(30, 4, runs=3, streams=500, chunks=128, imports=5, many=((1000, 20), (2000, 40)))
 QUICK = Size(1, 2, runs=1, streams=100, chunks=64, imports=3, many=((200, 20), (400, 40)))
 
 
@@ -297,18 +297,25 @@ def fasthttp_rate(url: str, size: Size, folder: Path) -> Rate:
 def measure_rate(size: Size, root: Path) -> list[Row]:
     """Ours, ours with a listener of Locust's `request` event, and the bare loop's, in turn."""
 
-    def three(number: int) -> tuple[Rate, Rate, Rate]:
+    def ours(number: int) -> Rate:
+        return harness_rate(url, size, root / f"rate-ours-{number}", LOCUSTFILES / "completion.py")
+
+    def heard(number: int) -> Rate:
+        locustfile = BASELINES / "heard_completions.py"
+        return harness_rate(url, size, root / f"rate-heard-{number}", locustfile, heard=True)
+
+    def bare(number: int) -> Rate:
+        return fasthttp_rate(url, size, root / f"rate-bare-{number}")
+
+    def turn(number: int) -> list[Rate]:
         say(f"requests in one piece, turn {number + 1}")
-        return (
-            harness_rate(url, size, root / f"rate-ours-{number}", LOCUSTFILES / "completion.py"),
-            harness_rate(
-                url, size, root / f"rate-heard-{number}", BASELINES / "heard_completions.py", heard=True
-            ),
-            fasthttp_rate(url, size, root / f"rate-bare-{number}"),
-        )
+        # There and back again: what changes while they run favours nobody.
+        order = (ours, heard, bare) if number % 2 else (bare, heard, ours)
+        seen = {client: client(number) for client in order}
+        return [seen[client] for client in (ours, heard, bare)]
 
     with reference_server("--spin") as url:
-        turns, kept = repeat(three, lambda turn: all(each.core >= OWN_CORE for each in turn), size.pairs)
+        turns, kept = repeat(turn, lambda seen: all(each.core >= OWN_CORE for each in seen), size.pairs)
     names, sides = ("harness", "harness, event fired", "FastHttpUser"), list(zip(*turns, strict=True))
     rows = [
         *[

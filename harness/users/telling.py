@@ -125,6 +125,7 @@ def _fire(listeners: Iterable[Callable[..., object]], record: Record) -> None:
         "name": record.dialect,
         "response_time": None if ended_ns is None or since_ns is None else (ended_ns - since_ns) / 1e6,
         "response_length": record.bytes_in,
+        "response": None,  # as Locust documents it
         "exception": None if record.outcome == _OK else _fault(record),
         "context": {"seq": record.seq, "request_id": record.request_id, "trace_id": record.trace_id},
     }
