@@ -209,8 +209,8 @@ class Worker:
         """Let go of what was never started: its log holds nothing."""
         self._alarm.close()
         self._samples.close()
-        self._log.close()
         self._teller.stop()
+        self._log.close()
 
     def _spawn(self, work: Callable[[], None]) -> gevent.Greenlet:
         """A greenlet without which the run cannot go on."""
