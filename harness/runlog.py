@@ -248,9 +248,7 @@ class Writer:
     def _write(self, count: int) -> None:
         """Write the first records as one batch."""
         self._stream.write_batch(to_batch(self._records[:count]))
-        self._push()
-        self.count += count
-        del self._records[:count]
+        self._push(count)
 
     def close(self) -> None:
         """Flush and end the stream; the file is closed even if that fails, as `flush` may."""
@@ -261,9 +259,12 @@ class Writer:
         finally:
             self._file.close()
 
-    def _push(self) -> None:
+    def _push(self, count: int = 0) -> None:
+        """Write one message, which holds the first so many records."""
         self._buffer.flush()
         message = self._tee.take()
+        self.count += count
+        del self._records[:count]  # before others get their turn, which shipping may give them
         if self._ship is not None:
             self._ship(message)
 

@@ -102,6 +102,22 @@ def test_a_copy_shipped_message_by_message_is_the_same_log(tmp_path: Path) -> No
     assert b"".join(shipped) == path.read_bytes()
 
 
+def test_what_is_recorded_while_a_batch_is_shipped_is_written_once(tmp_path: Path) -> None:
+    late = iter([record(seq=seq) for seq in range(5, 9)])
+    path = runlog.records_path(tmp_path, 0)
+
+    def ship(_message: bytes) -> None:
+        writer.extend(itertools.islice(late, 1))
+
+    writer = runlog.Writer(path, rows=2)
+    writer._ship = ship
+    writer.extend([record(seq=seq) for seq in range(5)])
+    writer.close()
+    table, torn_bytes = runlog.merge(tmp_path)
+    assert sorted(table["seq"].to_pylist()) == list(range(9))
+    assert (writer.count, torn_bytes) == (9, 0)
+
+
 def test_merging_puts_workers_in_order_of_arrival(tmp_path: Path) -> None:
     for worker in (0, 1):
         writer = runlog.Writer(runlog.records_path(tmp_path, worker))

@@ -80,6 +80,8 @@ class Inbox:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._begun: set[str] = set()
+        """Files of this worker's; what a start that was called off has left of them goes."""
         self._next = 0
         self._early: dict[int, dict[str, Any]] = {}
 
@@ -94,7 +96,9 @@ class Inbox:
         return number
 
     def _append(self, message: dict[str, Any]) -> None:
-        if _FILE.fullmatch(message["file"]) is None:
+        name: str = message["file"]
+        if _FILE.fullmatch(name) is None:
             return  # a worker may write its log here, and nothing else
-        with (self._folder / message["file"]).open("ab") as file:
+        with (self._folder / name).open("ab" if name in self._begun else "wb") as file:
             file.write(message["piece"])
+        self._begun.add(name)

@@ -228,6 +228,8 @@ class _Conductor:
             mock=self.mock,
             stamps=read_stamps(),
         )
+        if not self.running:  # called off meanwhile
+            raise gevent.GreenletExit
         runlog.write_json(self.folder / "run.json", run)
         return start
 
@@ -403,6 +405,11 @@ class Master(_Conductor):
         if self._await("exhausted", None, meanwhile=self._take_over):
             self._on_exhausted("" if self._live() else "every worker was lost")
 
+    def _call_off(self) -> None:
+        super()._call_off()
+        if not self.runner.worker_count:  # why Locust has stopped
+            gevent.spawn(self._give_up, EngineError("every worker was lost before the start"))
+
     def _lease(self, client: str, lease: Lease) -> None:
         self._leases[client] = lease
         assert self.folder is not None
@@ -554,30 +561,30 @@ class Member(_Carrier):
         # Read now: the master's spawn message overwrites a worker's own options with the master's.
         self._own_folder: str = _options(environment).worker_folder
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the master decides
-        runner.register_message("harness.lease", self._on_lease, concurrent=True)
+        runner.register_message("harness.lease", self._on_lease)
         runner.register_message("harness.tell", self._on_tell)
         runner.register_message("harness.go", self._on_go, concurrent=True)
         runner.register_message("harness.grant", self._on_grant)
         runner.register_message("harness.ack", self._on_ack)
         runner.register_message("harness.drain", self._on_drain, concurrent=True)
-        environment.events.test_stop.add_listener(self._on_test_stop)  # type: ignore[no-untyped-call]
+        environment.events.test_stopping.add_listener(self._on_test_stopping)  # type: ignore[no-untyped-call]
 
-    def _on_test_stop(self, **_: object) -> None:
+    def _on_test_stopping(self, **_: object) -> None:
         """The run is over; where it never began, so is the taking up of its lease."""
         if self._taking is not None:
             self._taking.kill()
         self.forget()
 
     def _on_lease(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
-        self._taking = gevent.getcurrent()
+        self._taking = gevent.spawn(self._take_up, msg.data)
+
+    def _take_up(self, offer: dict[str, Any]) -> None:
         try:
-            self._take(msg.data)
+            self._take(offer)
         except Exception as error:  # the master would wait for us
             self._say("exhausted", blame(error))
             if not isinstance(error, HarnessError):
                 raise
-        finally:
-            self._taking = None
 
     def _take(self, offer: dict[str, Any]) -> None:
         """Take a lease up: build its share, and say so.
@@ -638,7 +645,9 @@ class Member(_Carrier):
 
     def _on_drain(self, environment: Environment, msg: Any, **_: object) -> None:  # noqa: ARG002 - Locust's signature
         worker = self.worker
-        if worker is not None:
+        if worker is not None and not worker.begun:  # a spare whose share came too late
+            self.forget()
+        elif worker is not None:
             if msg.data["until_ns"] is not None:
                 worker.grant(Grant(msg.data["until_ns"], last=True))
             self.drain(msg.data["patience_s"])

@@ -225,6 +225,24 @@ def test_a_start_that_is_stopped_before_it_began_sends_nothing_and_leaves_the_ne
     assert end.faults == []
 
 
+def test_a_master_whose_workers_are_all_lost_before_the_start_says_so(mock_url: str, tmp_path: Path) -> None:
+    arrivals = {"process": "gamma", "rate": 50, "cv": 1.5}
+    scenario = write_scenario(tmp_path, arrivals=arrivals, duration="36000s", telemetry=False)
+    port = str(free_port())
+    runs = tmp_path / "runs"
+    flags = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
+    flags += ["--expect-workers", "1", "--headless", "--only-summary"]
+    beside = ["--worker", "--master-host", "127.0.0.1", "--master-port", port]
+    master = locust(*flags, *common(scenario, mock_url, runs))
+    with launched(master, cwd=tmp_path) as process, launched(locust(*beside), cwd=tmp_path) as worker:
+        until(lambda: runs.exists() and list(runs.iterdir()))
+        worker.kill()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "harness: every worker was lost before the start" in said
+    assert not list(runs.glob("*/run.json"))
+
+
 def workers_of(ui: httpx.Client) -> int:
     """How many processes are ready to carry traffic; the only one is its own worker."""
     workers = ui.get("/stats/requests").json().get("workers")

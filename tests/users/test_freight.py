@@ -33,6 +33,15 @@ def test_pieces_in_any_order_and_number_of_copies_make_the_same_file(
         assert outbox.empty
 
 
+def test_what_a_start_that_was_called_off_has_left_of_a_log_goes(tmp_path: Path) -> None:
+    """`harness run` has one folder for all starts of its web UI: after an end mark nobody would read on."""
+    for pieces in ([b"schema", b"end"], [b"schema", b"batch", b"end"]):
+        inbox = freight.Inbox(tmp_path)
+        for n, piece in enumerate(pieces):
+            inbox.take({"n": n, "file": "records-0.arrows", "piece": piece})
+    assert (tmp_path / "records-0.arrows").read_bytes() == b"schemabatchend"
+
+
 def test_a_piece_without_an_answer_is_sent_again_only_after_its_time() -> None:
     sent: list[dict[str, Any]] = []
     clock = FakeClock()
