@@ -199,8 +199,9 @@ class Stream:
             self.usage = delta.usage
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
-        if delta.error is not None or delta.finish_reason in FAILED_FINISHES:
-            self._fault(*_fault_of(delta, "error event: "))
+        outcome, error = _fault_of(delta, "error event: ")
+        if outcome is not None:
+            self._fault(outcome, error)
         if event.name == b"error" and delta.error is None:
             self._fault(Outcome.IN_BAND_ERROR, "error event: unnamed")
         return delta
@@ -234,19 +235,19 @@ def read_body(exchange: Exchange, decode: Callable[[bytes], Delta]) -> Said:
         return Outcome.MALFORMED, "broken compression", None, None
     except UNREADABLE:
         return Outcome.MALFORMED, f"not the dialect's JSON but {_media_type(exchange)}", None, None
-    outcome, error = _OK, ""
-    if delta.error is not None or delta.finish_reason in FAILED_FINISHES:
-        outcome, error = _fault_of(delta, "error body: ")
-    elif not delta.choices:
-        outcome, error = Outcome.MALFORMED, "no choices"
+    outcome, error = _fault_of(delta, "error body: ")
+    if outcome is None:
+        outcome, error = (_OK, "") if delta.choices else (Outcome.MALFORMED, "no choices")
     return outcome, error, delta.finish_reason, delta.usage
 
 
-def _fault_of(delta: Delta, prefix: str) -> tuple[Outcome, str]:
-    """What one event, or a whole body, says against its answer, if it names an error or failed to finish."""
+def _fault_of(delta: Delta, prefix: str) -> tuple[Outcome | None, str]:
+    """What one event, or a whole body, says against its answer."""
     if delta.finish_reason in FAILED_FINISHES:
         return Outcome.IN_BAND_ERROR, f"finish reason {delta.finish_reason}"
-    return Outcome.IN_BAND_ERROR, f"{prefix}{delta.error}"
+    if delta.error is not None:
+        return Outcome.IN_BAND_ERROR, prefix + delta.error
+    return None, ""
 
 
 def _inflater(exchange: Exchange) -> Callable[[bytes], bytes] | None:
